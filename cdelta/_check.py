@@ -1,0 +1,69 @@
+"""Refusals of bad input, where it enters: what was given, and what is expected.
+
+Shapes are static, so they are checked always; values are checked when they are concrete (a value traced by ``jit`` or
+``vmap`` cannot be looked at).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def concrete(*arrays: Any) -> bool:
+    """Whether all the values can be looked at now (none is being traced)."""
+    return not any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
+def as_float(name: str, value: Any) -> jax.Array:
+    """``value`` as a floating-point array; integers are promoted, anything else is refused."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of numbers, got {type(value).__name__}") from error
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(jnp.result_type(float))
+    raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+
+
+def finite(name: str, array: jax.Array) -> None:
+    """Refuse NaN and infinity."""
+    if concrete(array) and not np.isfinite(np.asarray(array)).all():
+        bad = int((~np.isfinite(np.asarray(array))).sum())
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}")
+
+
+def shape(name: str, array: jax.Array, expected: tuple[int, ...], because: str = "") -> None:
+    """Refuse an array of another shape."""
+    if array.shape != expected:
+        raise ValueError(f"{name} must have shape {expected}{because}, got {array.shape}")
+
+
+def time(t: Any) -> jax.Array:
+    """``t`` as a scalar array in [0, 1]."""
+    t = as_float("t", t)
+    if t.shape != ():
+        raise ValueError(f"t must be a scalar, got shape {t.shape}; batch with jax.vmap")
+    if concrete(t) and not 0 <= float(t) <= 1:
+        raise ValueError(f"t must lie in [0, 1], got {float(t)}")
+    return t
+
+
+def spd(name: str, matrix: jax.Array) -> None:
+    """Refuse matrices ``[..., d, d]`` that are not symmetric positive definite (to the rounding of their dtype)."""
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"{name} must be square, got shape {matrix.shape}")
+    finite(name, matrix)
+    if not concrete(matrix):
+        return
+    values = np.asarray(matrix, dtype=np.float64)
+    size = np.abs(values).max(initial=0.0)
+    asymmetry = np.abs(values - np.swapaxes(values, -1, -2)).max(initial=0.0)
+    if asymmetry > 1e3 * float(jnp.finfo(matrix.dtype).eps) * size:
+        raise ValueError(f"{name} must be symmetric, got an asymmetry of {asymmetry:.3g}")
+    smallest = np.linalg.eigvalsh(values).min(initial=np.inf)
+    if not smallest > 0:
+        raise ValueError(f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}")
