@@ -24,6 +24,8 @@ _SUBMODULES = (
     "dependence",
     "networks",
     "training",
+    "pretrained",
+    "datasets",
     "figures",
     "ledger",
 )

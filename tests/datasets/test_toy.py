@@ -1,0 +1,51 @@
+"""Toy densities against moments worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdelta.datasets import toy
+
+N = 100_000
+
+
+def z_scores(values, mean):
+    return (values.mean(0) - mean) / (values.std(0) / np.sqrt(len(values)))
+
+
+def test_moons_moments():
+    x = np.asarray(toy.moons(jax.random.key(0), N, noise=0.2))
+    assert np.abs(z_scores(x, [0.5, 0.25])).max() < 4  # the halves' means are (0, 2/π) and (1, ½ - 2/π)
+    # E x² = ½ (½ + 3/2) + noise²; E y² = ½ (½ + ¼ - 2/π + ½) + noise²
+    second = [1 + 0.04, 0.5 * (1.25 - 2 / np.pi) + 0.04]
+    assert np.abs(z_scores(x**2, second)).max() < 4
+
+
+def test_checkerboard_stays_on_dark_squares_and_fills_them():
+    x = np.asarray(toy.checkerboard(jax.random.key(1), N))
+    column, row = np.floor(x).astype(int).T
+    assert ((column + row) % 2 == 0).all() and np.abs(x).max() <= 2
+    counts = np.unique(np.stack([column, row]), axis=1, return_counts=True)[1]
+    assert len(counts) == 8
+    assert np.abs((counts - N / 8) / np.sqrt(N / 8 * 7 / 8)).max() < 4
+
+
+def test_rings_radii():
+    x = np.asarray(toy.rings(jax.random.key(2), N, radii=(1.0, 3.0), noise=0.1))
+    assert np.abs(z_scores((x**2).sum(1), 5 + 2 * 0.1**2)) < 4
+    assert np.abs(z_scores(x, [0, 0])).max() < 4
+
+
+@pytest.mark.parametrize("density", [toy.moons, toy.checkerboard, toy.rings])
+def test_shape_and_reproducibility(density):
+    a, b, c = (density(jax.random.key(seed), 7) for seed in (0, 0, 1))
+    assert a.shape == (7, 2)
+    assert jnp.array_equal(a, b) and not jnp.array_equal(a, c)
+    with pytest.raises(ValueError, match="n must be positive"):
+        density(jax.random.key(0), 0)
+
+
+def test_checkerboard_refuses_odd_boards():
+    with pytest.raises(ValueError, match="cells"):
+        toy.checkerboard(jax.random.key(0), 3, cells=3)
