@@ -1,0 +1,329 @@
+"""Execute the notebooks that changed, several at once, into a folder of finished copies.
+
+    python book/execute.py --profile book --jobs 2            # every notebook
+    python book/execute.py 01_linear_maps --profile smoke     # one of them
+
+For each notebook ``NAME.md`` the folder receives ``NAME.ipynb`` (executed) and ``NAME.json`` (how: profile, seconds,
+versions, ledger records, and the fingerprint of everything that the result depends on). A notebook is executed again
+only when its fingerprint changes. Both files are written whole; a notebook that fails leaves neither.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("smoke", "book", "paper")
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "diffrax", "equinox", "flax", "optax", "matplotlib", "cdelta")
+FAILED = 3  # the exit code of a child whose notebook raised, after it said where
+
+
+# ---------------------------------------------------------------------------------------- what a result depends on
+
+
+def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
+    """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and data), the locked
+    requirements, the Python version, and this script."""
+    digest = hashlib.sha256(f"{profile}\n{platform.python_version()}\n".encode())
+    package = (path for path in (root / "cdelta").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for path in (source, root / "requirements.txt", Path(__file__).resolve(), *sorted(package)):
+        digest.update(f"{path.name}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def finished(target: Path, mark: str) -> dict[str, Any] | None:
+    """The run that made ``target``, when it is whole and its fingerprint is still ``mark``."""
+    try:
+        run = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        whole = run["notebook_sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError):
+        return None
+    return run if whole and run["fingerprint"] == mark else None
+
+
+# ------------------------------------------------------------------------------------------ one notebook (a child)
+
+
+def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> None:
+    """Run one notebook from its MyST source and write the finished copy and its record."""
+    import jupytext
+    import nbformat
+    import papermill
+
+    notebook = jupytext.read(source)
+    # jupytext invents new ids at each reading; the executed copy of the same source should be the same file
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index}"
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
+        raise SystemExit(f"{source.name}: no cell is tagged 'parameters', so the profile cannot be set")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        ledger = Path(scratch) / "ledger.jsonl"
+        os.environ["CDELTA_LEDGER"] = str(ledger)
+        start = time.perf_counter()
+        try:
+            done = papermill.execute_notebook(
+                notebook, None, parameters={"profile": profile}, cwd=root, kernel_name="python3", progress_bar=False
+            )
+        except papermill.PapermillExecutionError as error:
+            report_failure(source.name, error, notebook)
+            raise SystemExit(FAILED) from None
+        seconds = time.perf_counter() - start
+        records = [json.loads(line) for line in ledger.read_text("utf-8").splitlines()] if ledger.exists() else []
+
+    clean(done, profile)
+    text = nbformat.writes(done) + "\n"
+    write_whole(target, text)
+    run = {
+        "profile": profile,
+        "seconds": round(seconds, 2),
+        "executed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(root),
+        "machine": machine(),
+        "versions": versions(),
+        "ledger": records,
+        "fingerprint": mark,
+        "notebook_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    write_whole(target.with_suffix(".json"), json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+
+def report_failure(name: str, error: Any, notebook: Any) -> None:
+    """Say which cell of the source failed, what it holds and what it raised."""
+    index = next((i for i, cell in enumerate(notebook.cells) if cell.source == error.source), error.cell_index)
+    rule = "-" * 100
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    print(
+        f"{rule}\n{name}: cell {index} raised {error.ename}: {error.evalue}\n\n{error.source}\n\n{trace}\n{rule}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def clean(notebook: Any, profile: str) -> None:
+    """Take papermill's traces away: its metadata, its marks, and its injected cell, which is hidden from the page. The
+    parameters cell then has to show the profile that was used."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        tags = [tag for tag in cell.metadata.get("tags", []) if not tag.startswith("papermill")]
+        if "injected-parameters" in tags:
+            tags.append("remove-cell")
+            cell["id"] = "injected"
+            cell.source = re.sub(r"^# Parameters\n", "", cell.source)
+        if "parameters" in tags:
+            cell.source = re.sub(r"(?m)^(profile\s*=\s*)(\"|')\w*\2", rf'\1"{profile}"', cell.source)
+        if tags:
+            cell.metadata["tags"] = tags
+        else:
+            cell.metadata.pop("tags", None)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under another name, then rename: nobody ever reads half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove(target: Path) -> None:
+    target.unlink(missing_ok=True)
+    target.with_suffix(".json").unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": platform.system(), "architecture": platform.machine(), "cores": usable}
+
+
+def commit(root: Path) -> str | None:
+    """The commit checked out, with ``+`` when tracked files differ from it; None outside a git clone."""
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty else "")
+
+
+# ------------------------------------------------------------------------------------------- all of them (the parent)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """What a kernel is started with. Compiled XLA programs are kept between runs, outside the tree."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdelta" / "jax"
+    defaults = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "CDELTA_CLAIMS": str(root / "book" / "claims.yml"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "TQDM_DISABLE": "1",
+        "PYTHONHASHSEED": "0",
+    }
+    return {**defaults, **os.environ}
+
+
+class Children:
+    """The running children, so that all of them can be told to stop; after that, none is started."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, command: list[str], env: dict[str, str]) -> int | None:
+        with self._lock:
+            if self._stopped:
+                return None
+            # in a session of its own, so that Ctrl-C reaches the parent alone, which then ends the children in order
+            child = subprocess.Popen(command, env=env, start_new_session=True)
+            self._running.add(child)
+        code = child.wait()
+        with self._lock:
+            self._running.discard(child)
+        return code
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for child in self._running:
+                child.send_signal(signal.SIGINT)  # nbclient then ends its kernel
+
+
+def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Path, force: bool = False) -> int:
+    """Execute what changed; the number of notebooks that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    env, children = environment(root), Children()
+    width = max(len(source.stem) for source in sources)
+    counter, lock, failures = [0], threading.Lock(), []
+
+    def say(name: str, state: str, seconds: float, note: str = "") -> None:
+        with lock:
+            counter[0] += 1
+            print(f"[{counter[0]}/{len(sources)}] {name:<{width}} {state:>8} {seconds:7.1f} s{note}", flush=True)
+
+    def one(source: Path, mark: str, target: Path) -> None:
+        remove(target)
+        start = time.perf_counter()
+        command = [sys.executable, __file__, "--child", str(source), str(target), profile, str(root), mark]
+        code = children.run(command, env)
+        seconds = time.perf_counter() - start
+        if code == 0:
+            say(source.stem, "executed", seconds)
+        elif code is not None:
+            remove(target)
+            failures.append(source.stem)
+            say(source.stem, "FAILED", seconds, "" if code == FAILED else f"  (exit code {code})")
+
+    waiting = []
+    for source in sources:
+        target, mark = folder / f"{source.stem}.ipynb", fingerprint(source, profile, root)
+        run = None if force else finished(target, mark)
+        if run:
+            say(source.stem, "cached", run["seconds"])
+        else:
+            waiting.append((last_seconds(target), source, mark, target))
+    waiting.sort(key=lambda item: -item[0])  # the longest first, so that no long one is left over for the end
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        tasks = [pool.submit(one, *item[1:]) for item in waiting]
+        try:
+            for task in tasks:
+                task.result()
+        except KeyboardInterrupt:
+            children.stop()
+            pool.shutdown(cancel_futures=True)
+            print("interrupted; what was finished is kept", file=sys.stderr)
+            raise SystemExit(130) from None
+    if failures:
+        print(f"{len(failures)} of {len(sources)} notebooks failed: {', '.join(sorted(failures))}", file=sys.stderr)
+    return len(failures)
+
+
+def last_seconds(target: Path) -> float:
+    try:
+        return float(json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError):
+        return float("inf")
+
+
+def discard_others(folder: Path, sources: list[Path]) -> None:
+    """Drop the copies of notebooks that are no more: a scorecard must not show them."""
+    names = {source.stem for source in sources}
+    for record in folder.glob("*.json"):
+        if record.stem not in names:
+            remove(record.with_suffix(".ipynb"))
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, interrupt)
+    if arguments[:1] == ["--child"]:
+        source, target, profile, root, mark = arguments[1:]
+        try:
+            execute(Path(source), Path(target), profile, Path(root), mark)
+        except KeyboardInterrupt:
+            return 130
+        return 0
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="notebooks to execute, such as 01_linear_maps; all when none is named")
+    parser.add_argument("--profile", choices=PROFILES, default="book")
+    parser.add_argument("--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1), help="notebooks at once")
+    parser.add_argument("--out", type=Path, help="folder of the finished copies (default: book/executed)")
+    parser.add_argument("--force", action="store_true", help="execute also what did not change")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one of this script)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    root = options.root.resolve()
+    everything = sorted((root / "notebooks").glob("*.md"))
+    wanted = {Path(name).stem for name in options.names}
+    if unknown := wanted - {source.stem for source in everything}:
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
+    if not everything:
+        parser.error("notebooks/ holds no *.md")
+    sources = [source for source in everything if not wanted or source.stem in wanted]
+    folder = (options.out or root / "book" / "executed").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    discard_others(folder, everything)
+    return 1 if run_all(sources, folder, options.profile, options.jobs, root, options.force) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
