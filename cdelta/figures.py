@@ -246,6 +246,7 @@ def _described(caption: str, alt: str) -> None:
 
 def _svg(fig: Figure, alt: str, salt: str, edit=lambda svg: svg) -> tuple[str, str]:
     """The figure as a themed inline SVG, and the prefix that makes its ids its own."""
+    fig.draw_without_rendering()  # the layout needs a second pass to settle
     file = StringIO()
     fig.savefig(file, format="svg", metadata={"Date": None})
     svg = edit(file.getvalue())
