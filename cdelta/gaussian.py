@@ -7,6 +7,7 @@ Throughout, :math:`x_t = (1-t)\,x_0 + t\,x_1` with independent :math:`x_0 \sim N
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from cdelta import _check
@@ -40,7 +41,7 @@ class Gaussian:
         object.__setattr__(self, "covariance", cov.astype(dtype))
 
     @classmethod
-    def standard(cls, d: int, dtype: jnp.dtype | None = None) -> "Gaussian":
+    def standard(cls, d: int, dtype: DTypeLike | None = None) -> "Gaussian":
         """:math:`N(0, I)` in ``d`` dimensions."""
         return cls(jnp.zeros(d, dtype), jnp.ones((), dtype))
 

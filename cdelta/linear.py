@@ -36,7 +36,7 @@ def conditional_mean(
     return left @ (gain * (left.T @ x))
 
 
-def probe_covariance(held: Float[ArrayLike, "k d"]) -> Float[Array, "d d"]:
+def probe_covariance(held: Float[ArrayLike, "k d"] | Float[ArrayLike, " d"]) -> Float[Array, "d d"]:
     r"""Covariance of a standard normal probe :math:`v` given :math:`B v = 0` (T17).
 
     .. math:: \operatorname{Cov}[v \mid B v = 0] = I - B^{\mathsf T} (B B^{\mathsf T})^{-1} B

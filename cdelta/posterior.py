@@ -235,7 +235,7 @@ def _solve(matrix, rhs):
 
 
 def _squares(matrix, points):
-    """Squared norms y·S⁻¹y of the points, [n]; no larger than the data also where S comes in a batch of multiples of I."""
+    """Squared norms y·S⁻¹y of the points, [n]; nothing larger than the data, also for a batch of scalar S."""
     if matrix.ndim == 0:
         return (points**2).sum(1) / matrix
     return (points * _solve(matrix, points.T).T).sum(1)

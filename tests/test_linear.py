@@ -1,0 +1,97 @@
+"""T1, T17, T18 against conditioning of joint Gaussians, pseudo-inverses and Monte Carlo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdelta import linear
+
+TIMES = [0.0, 0.3, 0.8, 1.0]
+
+
+def matrix(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape) + 0.5 * jnp.eye(*shape)
+
+
+@pytest.mark.parametrize("t", TIMES[:-1])
+@pytest.mark.parametrize("shape", [(3, 3), (4, 2), (2, 4)])
+def test_conditional_mean_is_regression_on_the_joint_law(t, shape):
+    a = np.asarray(matrix(0, shape))
+    x = np.asarray(jax.random.normal(jax.random.key(1), shape[:1]))
+    # (x1, xt) as one linear map of the 2 independent noises (z, z~): condition its joint covariance
+    noise = np.block([[np.zeros((shape[0], shape[0])), a], [(1 - t) * np.eye(shape[0]), t * a]])
+    joint = noise @ noise.T
+    cross, marginal = joint[: shape[0], shape[0] :], joint[shape[0] :, shape[0] :]
+    np.testing.assert_allclose(linear.conditional_mean(t, x, a), cross @ np.linalg.inv(marginal) @ x, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 2)])
+def test_conditional_mean_at_the_ends(shape):
+    a = matrix(2, shape)
+    x = jax.random.normal(jax.random.key(3), shape[:1])
+    np.testing.assert_array_equal(linear.conditional_mean(0.0, x, a), jnp.zeros_like(x))
+    # at t = 1 nothing but the part that A reaches: all of x when A has full row rank
+    reached = np.asarray(a) @ np.linalg.pinv(a) @ x
+    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), reached, atol=1e-13)
+    if shape[0] <= shape[1]:
+        np.testing.assert_allclose(reached, x, atol=1e-13)
+
+
+def test_conditional_mean_of_a_singular_square_matrix_at_one():
+    a = jnp.outer(jnp.array([1.0, 2.0, -1.0]), jnp.array([0.5, 1.0, 1.5]))
+    x = jnp.array([1.0, 0.0, 0.0])
+    expected = np.asarray(a) @ np.linalg.pinv(a) @ x
+    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_probe_covariance_is_the_schur_complement(k):
+    b = np.asarray(matrix(4, (k, 5)))
+    joint = np.block([[np.eye(5), b.T], [b, b @ b.T]])  # of (v, Bv)
+    schur = joint[:5, :5] - joint[:5, 5:] @ np.linalg.inv(joint[5:, 5:]) @ joint[5:, :5]
+    result = linear.probe_covariance(b)
+    np.testing.assert_allclose(result, schur, atol=1e-14)
+    np.testing.assert_allclose(b @ result, 0, atol=1e-14)
+    assert np.trace(result) == pytest.approx(5 - k, abs=1e-13)
+
+
+def test_probe_covariance_of_one_row():
+    a = jnp.array([3.0, 0.0, 4.0])
+    np.testing.assert_allclose(linear.probe_covariance(a), jnp.eye(3) - jnp.outer(a, a) / 25, atol=1e-15)
+
+
+def test_probe_covariance_matches_filtered_probes():
+    a = jnp.array([1.0, -2.0, 0.5])
+    probes = np.asarray(jax.random.normal(jax.random.key(5), (2_000_000, 3)))
+    kept = probes[np.abs(probes @ a) < 0.02]
+    products = kept[:, :, None] * kept[:, None, :]
+    error = (products.mean(0) - linear.probe_covariance(a)) / (products.std(0) / np.sqrt(len(kept)))
+    assert len(kept) > 10_000
+    assert np.abs(error).max() < 4.0
+
+
+def test_a_squared_feature_is_invisible_at_the_origin():
+    square = jax.jacfwd(lambda z: z**2)
+    np.testing.assert_array_equal(square(jnp.zeros(4)), np.zeros((4, 4)))
+    samples = np.asarray(jax.random.normal(jax.random.key(6), (200_000,))) ** 2
+    stderr = np.sqrt(((samples - samples.mean()) ** 2).var() / samples.size)
+    assert abs(samples.var() - 2) < 4 * stderr
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear.conditional_mean(1.5, jnp.ones(2), jnp.eye(2)), r"t must lie in \[0, 1\], got 1.5"),
+        (lambda: linear.conditional_mean(0.5, jnp.ones(3), jnp.eye(2)), r"x must have shape \(2,\).*got \(3,\)"),
+        (lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.ones(2)), "matrix must have two axes"),
+        (lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.full((2, 2), jnp.nan)), "matrix must be finite"),
+        (lambda: linear.probe_covariance(jnp.ones((2, 3))), "linearly independent rows, got 2 rows of rank 1"),
+        (lambda: linear.probe_covariance(jnp.zeros(3)), "rank 0"),
+        (lambda: linear.probe_covariance(jnp.ones((1, 2, 3))), "held must be a row"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,242 @@
+"""T4–T12 against quadrature, the continuity equation, autodiff and each component's Gaussian flow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from cdelta import Gaussian, GaussianMixture, gaussian, mixture
+from tests import laws
+
+TIMES = [0.0, 0.25, 0.75, 1.0]
+DIMS = [1, 2, 4]
+
+
+def points(d, n=5, scale=2.0):
+    return scale * jax.random.normal(jax.random.key(100 + d), (n, d))
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("d", DIMS)
+def test_density_and_responsibilities_are_bayes_rule(t, d):
+    source, target = laws.pair_mixture(d, d)
+    for x in points(d):
+        joint = np.array(
+            [
+                weight
+                * scipy.stats.multivariate_normal(
+                    (1 - t) * source.mean + t * mean, (1 - t) ** 2 * source.cov + t**2 * cov
+                ).pdf(x)
+                for weight, mean, cov in zip(target.weights, target.means, target.covs, strict=True)
+            ]
+        )
+        np.testing.assert_allclose(mixture.log_density(t, x, source, target), np.log(joint.sum()), atol=1e-12)
+        np.testing.assert_allclose(mixture.responsibilities(t, x, source, target), joint / joint.sum(), atol=1e-13)
+
+
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.8])
+def test_velocity_is_the_conditional_expectation_by_quadrature(t):
+    source, target = laws.pair_mixture(1, 1)
+    standard = scipy.stats.norm(float(source.mean[0]), float(source.cov[0, 0]) ** 0.5).pdf
+    components = [
+        (float(w), scipy.stats.norm(float(m[0]), float(c[0, 0]) ** 0.5).pdf)
+        for w, m, c in zip(target.weights, target.means, target.covs, strict=True)
+    ]
+
+    def density(x1, x):  # of x1 and xt = x, up to a constant
+        return sum(w * pdf(x1) for w, pdf in components) * standard((x - t * x1) / (1 - t))
+
+    for x in (-1.0, 0.3, 2.0):
+        moments = [
+            scipy.integrate.quad(lambda y, x=x, p=p: y**p * density(y, x), -15, 15, epsabs=1e-14, epsrel=1e-13)[0]
+            for p in (0, 1)
+        ]
+        posterior_mean = moments[1] / moments[0]
+        expected = posterior_mean - (x - t * posterior_mean) / (1 - t)
+        np.testing.assert_allclose(mixture.velocity(t, jnp.array([x]), source, target)[0], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("d", DIMS)
+def test_velocity_carries_the_density(t, d):
+    # continuity: d/dt log p + v·∇log p + div v = 0, which ties T6 and T8 to T4 alone
+    source, target = laws.pair_mixture(10 + d, d)
+    for x in points(d):
+        rate, score = jax.grad(mixture.log_density, (0, 1))(t, x, source, target)
+        divergence = jnp.trace(mixture.velocity_jacobian(t, x, source, target))
+        residual = rate + mixture.velocity(t, x, source, target) @ score + divergence
+        assert abs(residual) < 1e-11
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("d", DIMS)
+def test_closed_derivatives_agree_with_autodiff(t, d):
+    source, target = laws.pair_mixture(20 + d, d)
+    for x in points(d):
+        gradients = jax.jacrev(lambda x: mixture.responsibilities(t, x, source, target))(x)
+        np.testing.assert_allclose(mixture.responsibility_gradients(t, x, source, target), gradients, atol=1e-12)
+        jacobian = jax.jacfwd(lambda x: mixture.velocity(t, x, source, target))(x)
+        closed = mixture.velocity_jacobian(t, x, source, target)
+        np.testing.assert_allclose(closed, jacobian, atol=2e-11)
+        probe = jnp.linspace(-1, 1, d)
+        np.testing.assert_allclose(mixture.velocity_jvp(t, x, probe, source, target), closed @ probe, atol=1e-12)
+
+
+def test_jacobian_by_central_differences():
+    source, target = laws.pair_mixture(30, 3)
+    x, step = jnp.array([0.3, -0.5, 1.0]), 1e-5
+    columns = [
+        (mixture.velocity(0.6, x + step * e, source, target) - mixture.velocity(0.6, x - step * e, source, target))
+        / (2 * step)
+        for e in jnp.eye(3)
+    ]
+    np.testing.assert_allclose(mixture.velocity_jacobian(0.6, x, source, target), np.stack(columns, 1), atol=5e-9)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_component_jacobians_are_those_of_the_gaussian_flows(t):
+    source, target = laws.pair_mixture(31, 3)
+    jacobians = mixture.component_jacobians(t, source, target)
+    for k in range(3):
+        component = Gaussian(target.means[k], target.covs[k])
+        np.testing.assert_allclose(jacobians[k], gaussian.velocity_jacobian(t, source, component), atol=1e-13)
+
+
+def test_holding_the_label_is_regression_within_the_component():
+    source, target = laws.pair_mixture(32, 2)
+    t, n = 0.55, 100_000
+    for k in range(3):
+        keys = jax.random.split(jax.random.key(k))
+        x0 = np.asarray(source.sample(keys[0], n))
+        x1 = np.asarray(Gaussian(target.means[k], target.covs[k]).sample(keys[1], n))
+        design = np.column_stack([np.ones(n), (1 - t) * x0 + t * x1])
+        solution, _, _, _ = np.linalg.lstsq(design, x1 - x0, rcond=None)
+        residual = x1 - x0 - design @ solution
+        stderr = np.sqrt(np.outer(residual.var(0), np.diag(np.linalg.inv(design.T @ design))[1:]))
+        error = solution[1:].T - mixture.component_jacobians(t, source, target)[k]
+        assert np.abs(error / stderr).max() < 4
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_one_component_is_the_gaussian_flow(t):
+    source, single = laws.pair(33, 3)
+    target = GaussianMixture(jnp.ones(1), single.mean[None], single.cov[None])
+    x = jnp.array([1.0, -1.0, 0.5])
+    np.testing.assert_allclose(
+        mixture.velocity(t, x, source, target), gaussian.velocity(t, x, source, single), atol=1e-13
+    )
+    np.testing.assert_allclose(
+        mixture.velocity_jacobian(t, x, source, target), gaussian.velocity_jacobian(t, source, single), atol=1e-13
+    )
+
+
+def test_endpoints():
+    source, target = laws.pair_mixture(34, 3)
+    for x in points(3):
+        np.testing.assert_allclose(mixture.velocity(0.0, x, source, target), target.mean - x, atol=1e-13)
+        np.testing.assert_allclose(mixture.velocity(1.0, x, source, target), x - source.mean, atol=1e-12)
+        np.testing.assert_allclose(mixture.velocity_jacobian(0.0, x, source, target), -np.eye(3), atol=1e-13)
+        np.testing.assert_allclose(mixture.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11)
+
+
+def test_equal_covariances_share_one_jacobian():
+    source, target = laws.pair_mixture(35, 3)
+    equal = GaussianMixture(target.weights, target.means, jnp.stack([target.covs[0]] * 3))
+    jacobians = mixture.component_jacobians(0.4, source, equal)
+    np.testing.assert_allclose(jacobians[1:], jacobians[:-1], atol=1e-15)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9, 1.0])
+def test_local_affinity_bound_holds_and_vanishes_inside_a_component(t):
+    source, target = laws.pair_mixture(36, 2)
+    jacobians = mixture.component_jacobians(t, source, target)
+    for x in points(2, 40, 3.0):
+        velocity = mixture.velocity(t, x, source, target)
+        jacobian = mixture.velocity_jacobian(t, x, source, target)
+        for k in range(3):
+            component = Gaussian(target.means[k], target.covs[k])
+            affine = gaussian.velocity(t, x, source, component)
+            bounds = mixture.affinity_bound(t, x, source, target, k)
+            rounding = 1e-12 * (1 + np.abs(jacobians).max())
+            assert jnp.linalg.norm(velocity - affine) <= bounds[0] + rounding
+            assert jnp.linalg.norm(jacobian - jacobians[k]) <= bounds[1] + rounding
+    apart = GaussianMixture(target.weights, 30.0 * jnp.array([[1.0, 0], [0, 1], [-1, -1]]), target.covs)
+    assert max(mixture.affinity_bound(0.9, 0.9 * apart.means[1], source, apart, 1)) < 1e-10
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_far_tail_is_finite_and_affine_where_every_density_underflows(t, size):
+    source, target = laws.pair_mixture(37, 2)
+    x = size * jnp.array([1.0, -0.5])
+    outputs = [
+        function(t, x, source, target)
+        for function in (
+            mixture.log_density,
+            mixture.responsibilities,
+            mixture.responsibility_gradients,
+            mixture.velocity,
+            mixture.velocity_jacobian,
+        )
+    ]
+    assert all(np.isfinite(output).all() for output in outputs)
+    assert np.exp(outputs[0]) == 0
+    if 0 < t < 1:  # the widest component owns the tail
+        k = int(jnp.argmax(outputs[1]))
+        np.testing.assert_allclose(outputs[4], mixture.component_jacobians(t, source, target)[k], atol=1e-9)
+
+
+def test_moments_and_sampling():
+    target = laws.mixture(jax.random.key(38), 3)
+    draws = np.asarray(target.sample(jax.random.key(0), 200_000))
+    assert np.abs((draws.mean(0) - target.mean) / np.sqrt(np.diag(target.cov) / len(draws))).max() < 4
+    centred = draws - target.mean
+    products = centred[:, :, None] * centred[:, None, :]
+    assert np.abs((products.mean(0) - target.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+
+
+def test_single_precision_stays_single_and_transforms_compose():
+    source, target = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in laws.pair_mixture(39, 3))
+    xs = points(3).astype(jnp.float32)
+    batched = jax.jit(jax.vmap(lambda x: mixture.velocity_jacobian(0.4, x, source, target)))(xs)
+    assert batched.dtype == jnp.float32
+    np.testing.assert_allclose(batched[1], mixture.velocity_jacobian(0.4, xs[1], source, target), atol=2e-5)
+    assert np.isfinite(jax.grad(lambda t: mixture.velocity(t, xs[0], source, target).sum())(0.4))
+
+
+def test_zero_weights_are_allowed():
+    source, target = laws.pair_mixture(40, 2)
+    without = GaussianMixture(jnp.array([0.25, 0.75, 0.0]), target.means, target.covs)
+    two = GaussianMixture(jnp.array([0.25, 0.75]), target.means[:2], target.covs[:2])
+    x = jnp.array([0.2, 0.1])
+    np.testing.assert_allclose(
+        mixture.velocity_jacobian(0.5, x, source, without), mixture.velocity_jacobian(0.5, x, source, two), atol=1e-13
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GaussianMixture([0.5, 0.6], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), "sum to one, got a sum of 1.1"),
+        (lambda: GaussianMixture([-0.5, 1.5], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), "must not be negative"),
+        (lambda: GaussianMixture([1.0], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), r"means must have shape \(K, d\)"),
+        (lambda: GaussianMixture([1.0], jnp.zeros((1, 2)), jnp.ones((1, 2, 3))), r"covs must have shape \(1, 2, 2\)"),
+        (lambda: GaussianMixture([1.0], jnp.zeros((1, 1)), -jnp.ones((1, 1, 1))), "covs must be positive definite"),
+        (lambda: GaussianMixture([], jnp.zeros((0, 1)), jnp.ones((0, 1, 1))), "weights must be a vector"),
+        (lambda: GaussianMixture([1.0], [[jnp.nan]], jnp.ones((1, 1, 1))), "means must be finite"),
+        (lambda: mixture.velocity(2.0, jnp.ones(2), *laws.pair_mixture(0, 2)), r"t must lie in \[0, 1\], got 2"),
+        (lambda: mixture.velocity(0.5, jnp.ones(3), *laws.pair_mixture(0, 2)), r"x must have shape \(2,\)"),
+        (lambda: mixture.velocity(0.5, jnp.ones(2), *laws.pair(0, 2)), "target must be a cdelta.GaussianMixture"),
+        (
+            lambda: mixture.velocity(0.5, jnp.ones(2), Gaussian.standard(3), laws.pair_mixture(0, 2)[1]),
+            "agree in dimension, got 3 and 2",
+        ),
+        (lambda: mixture.affinity_bound(0.5, jnp.ones(2), *laws.pair_mixture(0, 2), 3), "one of 0 ... 2, got 3"),
+    ],
+)
+def test_bad_input_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
