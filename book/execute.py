@@ -271,6 +271,24 @@ def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Pa
     return len(failures)
 
 
+def toc_files(root: Path) -> list[str]:
+    """The pages that ``_toc.yml`` names, in order."""
+    import yaml
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            yield from (node[key] for key in ("root", "file") if key in node)
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from walk(child)
+
+    return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """How each notebook in ``folder`` was executed, by its name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
 def last_seconds(target: Path) -> float:
     try:
         return float(json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))["seconds"])
@@ -313,12 +331,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     root = options.root.resolve()
     everything = sorted((root / "notebooks").glob("*.md"))
-    wanted = {Path(name).stem for name in options.names}
+    # without names, the chapters: a draft that the table of contents does not mention yet is executed by its name only
+    wanted = {Path(name).stem for name in options.names or toc_files(root) if options.names or "/executed/" in name}
     if unknown := wanted - {source.stem for source in everything}:
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
-    if not everything:
-        parser.error("notebooks/ holds no *.md")
-    sources = [source for source in everything if not wanted or source.stem in wanted]
+    sources = [source for source in everything if source.stem in wanted]
+    if not sources:
+        parser.error("_toc.yml names no notebook")
     folder = (options.out or root / "book" / "executed").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     discard_others(folder, everything)

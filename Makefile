@@ -1,0 +1,95 @@
+# make book   everything from nothing: environment, executed notebooks, rendered book
+# make test   all that CI runs
+# make help   the other targets
+
+PYTHON  ?= python3
+PROFILE ?= book
+JOBS    ?= 2
+UV      := uv==0.13.9
+BIN     := .venv/bin
+STAMP   := .venv/.made
+PAGES   := _build/html/index.html
+
+.DEFAULT_GOAL := help
+.PHONY: help env book execute test lint unit smoke pages bench serve lock pairs clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make book [PROFILE=smoke|book|paper] [JOBS=2]   execute what changed and build the book"
+	@echo "make test     lint, unit tests, notebooks twice (smoke), the book, its pages in a browser"
+	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
+	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later)"
+	@echo "make serve    look at the book on localhost"
+	@echo "make pairs    bring notebooks/*.ipynb in step with their *.md"
+	@echo "make lock     resolve requirements.txt again from pyproject.toml"
+	@echo "make clean    remove what was built (not .venv)"
+
+# ------------------------------------------------------------------------------------------------- environment
+
+env: $(STAMP)
+
+# uv installs in seconds what takes pip minutes; where it cannot reach a package index that pip can, pip does it.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed, $(PYTHON) is older: make env PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(UV) && \
+	  $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt && \
+	  $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . || \
+	{ $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . ; }
+	@touch $@
+
+lock:
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q $(UV); }
+	$(BIN)/uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --extra test \
+	  --no-emit-index-url --no-annotate pyproject.toml -o requirements.txt
+
+# -------------------------------------------------------------------------------------------------------- book
+
+execute: $(STAMP)
+	$(BIN)/python book/execute.py --profile $(PROFILE) --jobs $(JOBS)
+
+book: execute
+	$(BIN)/jupyter-book build . -W --keep-going -n -q
+	@echo "The book is built. Open $(CURDIR)/$(PAGES)"
+
+serve:
+	@test -f $(PAGES) || { echo "nothing built yet: make book" >&2; exit 1; }
+	@echo "http://localhost:8000/ (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000 >/dev/null 2>&1
+
+pairs: $(STAMP)
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.md
+
+# ------------------------------------------------------------------------------------------------------- tests
+
+# One after the other, the quick ones first.
+test:
+	$(MAKE) lint
+	$(MAKE) unit
+	$(MAKE) smoke
+	$(MAKE) pages
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/notebooks/test_pages.py
+
+# Executed from nothing in the smoke profile; nbval runs the copies a second time and compares.
+smoke: $(STAMP)
+	$(BIN)/python book/execute.py --profile smoke --jobs $(JOBS) --out _build/smoke
+	$(BIN)/python tests/notebooks/again.py _build/smoke --jobs $(JOBS)
+
+pages: $(STAMP)
+	$(MAKE) book PROFILE=book
+	$(BIN)/python -m pytest -q tests/notebooks/test_pages.py
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.benchmarks $(NAMES)
+
+clean:
+	rm -rf _build build dist book/executed *.egg-info .pytest_cache .ruff_cache
+	find cdelta book tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,228 @@
+"""The book's own Sphinx extension: pages made from what the notebooks recorded, and links to their sources.
+
+Before Sphinx reads anything, the fragments ``book/executed/scorecard.md`` and ``book/executed/status.md`` are written
+from the records beside the executed notebooks; the pages of the same names include them.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import execute
+
+from cdelta import ledger
+
+LOGGER = logging.getLogger(__name__)
+EXECUTED = "book/executed/"
+GROUPS = {
+    "T": "Theory",
+    "E": "Experiments",
+    "L": "What the paper leaves to future work",
+    "C": "Corrections and results beyond the paper",
+}
+VERDICTS = {
+    "reproduced": "the paper's claim holds as stated",
+    "corrected": "it does not hold as stated, and the form given here does",
+    "derived": "a result of this project, verified",
+    "open": "no notebook has decided it yet",
+    "not run here": "with the reason",
+    "missed": "a measured value misses its bound",
+}
+
+
+# -------------------------------------------------------------------------------------------------- the scorecard
+
+
+def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
+    """What the records say about a claim. A claim without any is open (or was not run here); it never passes."""
+    if not records:
+        return "not run here" if claim.get("not_run") else "open"
+    return claim["when_passed"] if all(record["passed"] for record in records) else "missed"
+
+
+def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], pages: dict[str, str]) -> str:
+    """The scorecard as MyST text. ``pages`` maps the notebooks that are chapters to their titles."""
+    by_claim = {
+        claim_id: [record for record in records if record["claim"] == claim_id and record["notebook"] in pages]
+        for claim_id in claims
+    }
+    verdicts = {claim_id: verdict(claim, by_claim[claim_id]) for claim_id, claim in claims.items()}
+    counts = Counter(verdicts.values())
+    used = sorted({record["profile"] for record in records})
+    lines = [
+        "::::{div} cd-counts",
+        *(f"{badge(name)} **{counts[name]}** {meaning}\n" for name, meaning in VERDICTS.items() if counts[name]),
+        "::::",
+        "",
+        f"{len(claims)} claims, {len(records)} measured quantities"
+        + (f", profile {' and '.join(f'`{name}`' for name in used)}." if used else "."),
+        "",
+    ]
+    for letter, title in GROUPS.items():
+        lines += [f"## {title}", "", ":::{list-table}", ":class: cd-scorecard", ":header-rows: 1", ":widths: 8 74 18", ""]
+        lines += ["* - Claim", "  - Statement and what was measured", "  - Verdict"]
+        for claim_id, claim in claims.items():
+            if claim_id[0] == letter:
+                lines += row(claim_id, claim, by_claim[claim_id], verdicts[claim_id])
+        lines += [":::", ""]
+    return "\n".join(lines)
+
+
+def row(claim_id: str, claim: dict[str, Any], records: list[dict[str, Any]], outcome: str) -> list[str]:
+    target = "claim-" + claim_id.replace("'", "-prime")
+    lines = [f"* - [**{claim_id}**]{{#{target}}}", f"  - {claim['statement']}.", ""]
+    for record in records:
+        bound = record["bound"]
+        low, high = bound if isinstance(bound, list) else (None, bound)
+        measured = ledger.describe(record["value"], record["stderr"])
+        mark = "" if record["passed"] else " **missed**"
+        quantity = f"{escape(record['quantity'])}: [{measured}]{{.cd-number}}"
+        lines.append(f"    - {quantity} {ledger.describe_bound(low, high)}{mark}")
+    lines += ["", f"    [{claim['where']}]{{.cd-where}}", f"  - {badge(outcome)}", ""]
+    recorded = dict.fromkeys(record["notebook"] for record in records)
+    links = ", ".join(f"[chapter {name[:2]}](/{EXECUTED}{name}.ipynb)" for name in recorded)
+    lines += [f"    {links or 'chapter ' + claim['chapter']}", ""]
+    if claim.get("not_run"):
+        lines += [f"    Not run here: {claim['not_run']}.", ""]
+    return lines
+
+
+def badge(outcome: str) -> str:
+    return f"[{outcome}]{{.cd-badge .cd-badge-{outcome.replace(' ', '-')}}}"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return "".join("\\" + char if char in "\\`*_{}[]<>#$|~^" else char for char in text)
+
+
+# ------------------------------------------------------------------------------------------------ the status page
+
+
+def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
+    """When, where and with what each chapter was executed, as MyST text."""
+    lines = [":::{list-table}", ":class: cd-status", ":header-rows: 1", ""]
+    lines += ["* - Chapter", "  - Profile", "  - Seconds", "  - Checks", "  - Executed (UTC)", "  - Commit"]
+    for name, title in pages.items():
+        run = runs[name]
+        when = run["executed"].replace("T", " ").removesuffix("+00:00")
+        lines += [f"* - [{escape(title)}](/{EXECUTED}{name}.ipynb)", f"  - `{run['profile']}`"]
+        lines += [f"  - {run['seconds']:.1f}", f"  - {len(run['ledger'])}", f"  - {when}", f"  - {run['commit'] or '—'}"]
+    total = sum(runs[name]["seconds"] for name in pages)
+    lines += [":::", "", f"Together {total:.0f} seconds, counted one after the other; several run at once.", ""]
+    lines += ["A `+` after a commit: the working copy differed from it.", "", "## Versions and machines", ""]
+    used = {name: sorted({run["versions"][name] for run in runs.values() if name in run["versions"]})
+            for name in dict.fromkeys(name for run in runs.values() for name in run["versions"])}
+    made = {name: [metadata.version(name)] for name in ("jupyter-book", "sphinx", "myst-nb", "papermill")}
+    lines += [":::{list-table}", ":class: cd-status", ":header-rows: 1", "", "* - Package", "  - Version"]
+    for name, found in {**used, **made}.items():
+        lines += [f"* - {name}", f"  - {', '.join(found)}"]
+    machines = {f"{run['machine']['system']} {run['machine']['architecture']}, {run['machine']['cores']} cores"
+                for run in runs.values()}
+    lines += [":::", "", f"Executed on {' and '.join(sorted(machines)) or platform.system()}.", ""]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------ with Sphinx
+
+
+def chapters(root: Path) -> list[str]:
+    """The executed notebooks that the table of contents names, in its order."""
+    return [name.removeprefix(EXECUTED) for name in execute.toc_files(root) if name.startswith(EXECUTED)]
+
+
+def prepare(app: Sphinx, config: Any) -> None:
+    """Write the fragments, and refuse records that contradict the list of claims."""
+    root = Path(app.srcdir)
+    folder = root / EXECUTED
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = execute.records(folder)
+    names = chapters(root)
+    if missing := [name for name in names if name not in runs]:
+        LOGGER.warning("not executed: %s; run `make book`", ", ".join(missing))
+    pages = {name: title(folder / f"{name}.ipynb") for name in names if name in runs}
+    claims = yaml.safe_load((root / "book" / "claims.yml").read_text(encoding="utf-8"))
+    records = [record for record in ledger.read(folder) if record["notebook"] in pages]
+    for record in records:
+        if record["claim"] not in claims:
+            LOGGER.warning("%s records %s, which is not in book/claims.yml", record["notebook"], record["claim"])
+        elif not record["passed"]:
+            LOGGER.warning("%s: %s misses its bound: %s", record["notebook"], record["claim"], record["quantity"])
+    write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
+    write_if_changed(folder / "status.md", status({name: runs[name] for name in pages}, pages))
+
+
+def title(notebook: Path) -> str:
+    """The first heading of a notebook, with the chapter's number."""
+    import nbformat
+
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        for line in cell.source.splitlines():
+            if cell.cell_type == "markdown" and line.startswith("# "):
+                return f"{notebook.stem[:2]} {line[2:]}"
+    return notebook.stem
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Leave an unchanged file its time stamp, so that Sphinx does not read the pages again."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        execute.write_whole(path, text)
+
+
+def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """A download of the MyST source of a chapter; with a known repository, links to its source and to Colab."""
+    if doctree is None or "header_buttons" not in context:
+        return
+    name = pagename.removeprefix(EXECUTED)
+    notebook = pagename.startswith(EXECUTED)
+    source = f"notebooks/{name}.md" if notebook else Path(app.env.doc2path(pagename)).relative_to(app.srcdir).as_posix()
+    buttons = context["header_buttons"]
+    if notebook:
+        copy(Path(app.srcdir) / source, Path(app.outdir) / "_sources" / source)
+        for group in buttons:
+            if group.get("label") == "download-buttons":
+                group["buttons"].insert(
+                    1, link(context["pathto"](f"_sources/{source}", 1), ".md", "Download the source (MyST)", "fas fa-file")
+                )
+    url = os.environ.get("CDELTA_REPOSITORY_URL", "").rstrip("/")
+    if not url:
+        return
+    branch = os.environ.get("CDELTA_REPOSITORY_BRANCH", "main")
+    entries = [
+        link(url, "Repository", "Source repository", "fas fa-code-branch"),
+        link(f"{url}/blob/{branch}/{quote(source)}", "Source", "Source of this page", "fas fa-code"),
+        link(f"{url}/edit/{branch}/{quote(source)}", "Edit", "Suggest an edit", "fas fa-pencil-alt"),
+    ]
+    if notebook and url.startswith("https://github.com/"):
+        path = f"{url.removeprefix('https://github.com/')}/blob/{branch}/notebooks/{quote(name)}.ipynb"
+        entries.append(link(f"https://colab.research.google.com/github/{path}", "Colab", "Run in Colab", "fas fa-rocket"))
+    buttons.append(
+        {"type": "group", "tooltip": "Source", "icon": "fas fa-code-branch", "buttons": entries, "label": "source-buttons"}
+    )
+
+
+def link(url: str, text: str, tooltip: str, icon: str) -> dict[str, str]:
+    label = f"cd-{text.strip('.').lower()}-button"
+    return {"type": "link", "url": url, "text": text, "tooltip": tooltip, "icon": icon, "label": label}
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("config-inited", prepare)
+    app.connect("html-page-context", add_source_buttons, priority=900)  # after the theme's own buttons
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
