@@ -109,7 +109,7 @@ def show(fig: Figure, *, caption: str, alt: str) -> None:
     """
     _described(caption, alt)
     svg, prefix = _svg(fig, alt, caption)
-    _display(_figure(prefix, svg, "", caption), alt)
+    _display(_figure(prefix, svg, "", caption), f"[figure: {alt}]")
 
 
 @dataclass(frozen=True)
@@ -120,20 +120,23 @@ class Layer:
 
     - ``"line"``: polylines ``[n, points, 2]``, or one, ``[points, 2]``;
     - ``"area"``: the same, closed and filled, with an outline of ``width``;
+    - ``"ellipses"``: ``[n, 3, 2]``, each a centre and two conjugate half-diameters: the image of the unit circle under
+      the matrix with these two columns; filled, with an outline of ``width``;
     - ``"points"``: ``[n, 2]``, discs of diameter ``width``;
     - ``"arrows"``: ``[n, 2, 2]``, each from its tail ``[0]`` to its tip ``[1]``.
 
-    ``width`` is in points (1/72 inch), ``alpha`` the opacity (of an area's filling), ``zorder`` as matplotlib's.
+    ``width`` is in points (1/72 inch), ``alpha`` the opacity (of the filling where there is one), ``zorder`` as in
+    matplotlib.
     """
 
     ax: Axes
-    kind: Literal["line", "area", "points", "arrows"]
-    frames: Sequence[ArrayLike]
+    kind: Literal["line", "area", "ellipses", "points", "arrows"]
+    frames: Sequence[Any] | np.ndarray
     color: str = BLUE
-    width: float = 1.4
-    alpha: float = 1.0
+    width: float | int = 1.4
+    alpha: float | int = 1.0
     dashed: bool = False
-    zorder: float = 3.0
+    zorder: float | int = 3.0
 
 
 def movable(
@@ -202,7 +205,7 @@ def movable(
     page = _figure(prefix, svg, controls, caption)
     if len(page.encode()) > LIMIT:
         raise ValueError(f"a movable figure may take {LIMIT} bytes, this takes {len(page.encode())}: use fewer frames")
-    _display(page, alt)
+    _display(page, f"[figure: {alt}]")
 
 
 # Rewrites each layer's path when the slider moves. It never plays unasked, nor for a reader who wants less motion.
@@ -248,7 +251,7 @@ def _svg(fig: Figure, alt: str, salt: str, edit=lambda svg: svg) -> tuple[str, s
     """The figure as a themed inline SVG, and the prefix that makes its ids its own."""
     fig.draw_without_rendering()  # the layout needs a second pass to settle
     file = StringIO()
-    fig.savefig(file, format="svg", metadata={"Date": None})
+    fig.savefig(file, format="svg")
     svg = edit(file.getvalue())
     plt.close(fig)
 
@@ -287,8 +290,8 @@ def _figure(prefix: str, svg: str, controls: str, caption: str) -> str:
     )
 
 
-def _display(page: str, alt: str) -> None:
-    display({"text/html": page, "text/plain": f"[figure: {alt}]"}, raw=True)
+def _display(page: str, plain: str) -> None:
+    display({"text/html": page, "text/plain": plain}, raw=True)
 
 
 def _place(points: np.ndarray, ax: Axes, fig: Figure) -> np.ndarray:
@@ -297,20 +300,34 @@ def _place(points: np.ndarray, ax: Axes, fig: Figure) -> np.ndarray:
     return (np.array([0.0, fig.get_figheight()]) * 72 + pixels * 72 / fig.dpi * [1, -1]) * 10
 
 
+_SHAPES = {  # of a frame, where n is any number
+    "line": ("n", "n", 2),
+    "area": ("n", "n", 2),
+    "ellipses": ("n", 3, 2),
+    "points": ("n", 2),
+    "arrows": ("n", 2, 2),
+}
+
+
 def _path(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
     """One frame of a layer as the data of an SVG path, in whole tenths of a point."""
     points = np.asarray(frame, dtype=float)
-    expected = {"line": "[n, points, 2]", "area": "[n, points, 2]", "points": "[n, 2]", "arrows": "[n, 2, 2]"}
-    if layer.kind not in expected:
-        raise ValueError(f"a layer's kind must be one of {sorted(expected)}, got {layer.kind!r}")
+    if layer.kind not in _SHAPES:
+        raise ValueError(f"a layer's kind must be one of {sorted(_SHAPES)}, got {layer.kind!r}")
     if layer.kind in ("line", "area") and points.ndim == 2:
         points = points[None]
-    fits = points.ndim == (2 if layer.kind == "points" else 3) and points.shape[-1] == 2
-    if not fits or (layer.kind == "arrows" and points.shape[1] != 2):
-        raise ValueError(f"a frame of {layer.kind} must have shape {expected[layer.kind]}, got {points.shape}")
+    expected = _SHAPES[layer.kind]
+    fits = points.ndim == len(expected) and all(map(lambda size, got: size in (got, "n"), expected, points.shape))
+    if not fits:
+        sizes = ", ".join(map(str, expected))
+        raise ValueError(f"a frame of {layer.kind} must have shape [{sizes}], got {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError(f"a frame of {layer.kind} must be finite, got NaN or infinity")
+    if layer.kind == "ellipses":  # half-diameters to points, so that all of them can be placed alike
+        points = points + points[:, :1] * [[0.0], [1.0], [1.0]]
     points = _place(points, layer.ax, fig)
+    if layer.kind == "ellipses":
+        return "".join(map(_arcs, points[:, 0], points[:, 1:] - points[:, :1]))
     if layer.kind == "points":
         return "".join(f"M{x} {y}h0" for x, y in np.rint(points).astype(int))
     if layer.kind == "arrows":
@@ -320,7 +337,7 @@ def _path(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
     return "".join(f"M{line[0, 0]} {line[0, 1]}l{_pairs(np.diff(line, axis=0))}{close}" for line in points)
 
 
-def _with_heads(arrows: np.ndarray, width: float) -> np.ndarray:
+def _with_heads(arrows: np.ndarray, width: float | int) -> np.ndarray:
     """Each arrow ``[tail, tip]`` as one polyline: tail, tip, a barb, tip again, the other barb."""
     tail, tip = arrows[:, 0], arrows[:, 1]
     shaft = tip - tail
@@ -329,6 +346,15 @@ def _with_heads(arrows: np.ndarray, width: float) -> np.ndarray:
     side = shaft @ np.array([[0.0, 1.0], [-1.0, 0.0]])
     barbs = [tip + head * (-shaft + turn * side) for turn in (0.55, -0.55)]
     return np.stack([tail, tip, barbs[0], tip, barbs[1]], axis=1)
+
+
+def _arcs(centre: np.ndarray, diameters: np.ndarray) -> str:
+    """The ellipse with these two conjugate half-diameters (rows), as two arcs between the ends of its long axis."""
+    axes, (long, short), _ = np.linalg.svd(diameters.T)
+    end = np.rint(long * axes[:, 0]).astype(int)
+    x, y = np.rint(centre).astype(int) + end
+    radii = f"a{long:.0f} {max(short, 1):.0f} {np.degrees(np.arctan2(*axes[::-1, 0])):.0f} 0 0 "
+    return f"M{x} {y}{radii}{-2 * end[0]} {-2 * end[1]}{radii}{2 * end[0]} {2 * end[1]}"
 
 
 def _pairs(steps: np.ndarray) -> str:
@@ -341,7 +367,9 @@ def _group(layer: Layer, number: int, path: str, fig: Figure) -> str:
     top = 72 * fig.get_figheight() - high
     color = to_hex(layer.color)
     fill = (
-        f"fill:{color};fill-opacity:{layer.alpha:g}" if layer.kind == "area" else f"fill:none;opacity:{layer.alpha:g}"
+        f"fill:{color};fill-opacity:{layer.alpha:g}"
+        if layer.kind in ("area", "ellipses")
+        else f"fill:none;opacity:{layer.alpha:g}"
     )
     stroke = f"stroke:{color};stroke-width:{10 * layer.width:g}" + (
         f";stroke-dasharray:{30 * layer.width:g} {20 * layer.width:g}" if layer.dashed else ""
@@ -354,13 +382,41 @@ def _group(layer: Layer, number: int, path: str, fig: Figure) -> str:
     )
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str) -> None:
+    r"""Display a table. Cells and caption are simple HTML with TeX between ``\(`` and ``\)``.
+
+    The first cell of a row names it.
+
+    Raises ValueError when the caption is empty or a row's length is not the header's.
+    """
+    _described(caption, caption)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"every row must have the header's {len(header)} cells, got {len(row)}: {row}")
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    )
+    page = (
+        f'<div class="cd-table mathjax_process tex2jax_process"><table><caption>{caption}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    _display(page, "\n".join("\t".join(map(str, row)) for row in [header, *rows]))
+
+
+def tex(values: ArrayLike, form: str = ".2f") -> str:
+    r"""A matrix as TeX between ``\(`` and ``\)``, its numbers rounded, for a :func:`table` or a caption."""
+    rows = (" & ".join(f"{value + 0.0:{form}}" for value in row) for row in np.round(np.atleast_2d(values), 12))
+    return r"\(\begin{pmatrix}" + r" \\ ".join(rows) + r"\end{pmatrix}\)"
+
+
 def matrix(
     ax: Axes,
     values: ArrayLike,
     labels: Sequence[str] | None = None,
     *,
     stderr: ArrayLike | None = None,
-    limit: float | None = None,
+    limit: float | int | None = None,
     numbers: bool | None = None,
     form: str = ".2f",
 ) -> AxesImage:
@@ -398,7 +454,7 @@ def images(
     titles: Sequence[str] | None = None,
     *,
     diverging: bool = False,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[Any, Any] | None = None,
 ) -> AxesImage:
     """Images ``[n, height, width]`` (or ``[n, height, width, 3]``), one to each of the axes, on one scale of grey.
 
@@ -429,7 +485,7 @@ def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar
     return bar
 
 
-def ellipse_points(mean: ArrayLike, cov: ArrayLike, nsigma: float = 2.0, points: int = 60) -> np.ndarray:
+def ellipse_points(mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, points: int = 60) -> np.ndarray:
     r"""The curve :math:`(x - m)^T C^{-1} (x - m) = n_\sigma^2`, as ``[..., points, 2]``.
 
     ``mean`` is ``[..., 2]``, ``cov`` ``[..., 2, 2]``.
@@ -441,13 +497,13 @@ def ellipse_points(mean: ArrayLike, cov: ArrayLike, nsigma: float = 2.0, points:
     return np.asarray(mean, dtype=float)[..., None, :] + circle @ np.swapaxes(root, -1, -2)
 
 
-def ellipse(ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float = 2.0, **options: Any) -> Polygon:
+def ellipse(ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, **options: Any) -> Polygon:
     """Draw the ``nsigma`` ellipse of a two-dimensional Gaussian."""
     options = {"fill": False, "edgecolor": BLUE, "linewidth": 1.4, **options}
     return ax.add_patch(Polygon(ellipse_points(mean, cov, nsigma), closed=True, **options))
 
 
-def arrows(ax: Axes, points: ArrayLike, vectors: ArrayLike, color: str = BLUE, scale: float = 1.0, **options: Any):
+def arrows(ax: Axes, points: ArrayLike, vectors: ArrayLike, color: str = BLUE, scale: float | int = 1.0, **options: Any):
     """Arrows ``scale * vectors`` from ``points`` (both ``[n, 2]``), in data coordinates: lengths compare by eye."""
     points, vectors = np.asarray(points, dtype=float), scale * np.asarray(vectors, dtype=float)
     options = {"width": 0.0035, "headwidth": 4.0, "headlength": 5.0, "headaxislength": 4.5, "zorder": 3, **options}

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use("agg")
@@ -66,7 +67,7 @@ def small(**changes):
 
 def root(page):
     """The page's figure as an element tree: it must be well-formed XML, which HTML accepts as well."""
-    return ElementTree.fromstring(page.replace(" hidden>", ' hidden="">').replace("&nbsp;", " "))
+    return ElementTree.fromstring(page.replace(" hidden>", ' hidden="">').replace(" & ", " &amp; "))
 
 
 def test_the_page_is_one_described_figure(shown):
@@ -111,6 +112,7 @@ def test_the_figure_is_closed_when_shown(shown):
     assert not plt.fignum_exists(fig.number)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("missing", [{"caption": ""}, {"alt": "  "}, {"alt": None}])
 def test_a_figure_without_words_is_refused(missing, shown):
     texts = {"caption": "c", "alt": "a"} | missing
@@ -123,7 +125,7 @@ def test_a_figure_without_words_is_refused(missing, shown):
 
 def test_images_keep_their_own_pixels(shown):
     fig, axes = plt.subplots(1, 3)
-    figures.images(axes, np.arange(2 * 5 * 7).reshape(2, 5, 7), ["one", "two"])
+    figures.images(axes, jnp.arange(2 * 5 * 7).reshape(2, 5, 7), ["one", "two"])
     figures.show(fig, caption="c", alt="a")
     pictures = re.findall(r"<image[^>]*>", shown[0])
     assert len(pictures) == 2
@@ -186,6 +188,7 @@ def test_the_first_frame_needs_no_script(shown):
     assert '<div class="cd-controls" hidden>' in shown[0]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -201,6 +204,7 @@ def test_frames_that_do_not_match_are_refused(wrong, message, shown):
     assert shown == []
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("kind", "frame", "message"),
     [
@@ -256,6 +260,28 @@ def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
     assert ended["value"] == "2" and ended["d"] == list(paths[:, 2])
 
 
+def test_moving_ellipses_are_images_of_the_circle(shown):
+    """Each drawn arc's centre, half-axes and direction give back J Jᵀ, whatever the axes' scales."""
+    fig, ax = plt.subplots(figsize=(5, 2))
+    ax.set(xlim=(-4, 4), ylim=(-4, 4))
+    linear = np.array([[[1.0, 2.0], [0.0, 1.0]], [[-1.0, 0.5], [0.7, 2.0]]])
+    centres = np.array([[0.5, -1.0], [-1.0, 1.0]])
+    frame = np.concatenate([centres[:, None], np.swapaxes(linear, 1, 2)], 1)
+    figures.movable(fig, [figures.Layer(ax, "ellipses", [frame] * 2)], [0, 1], label="t", caption="c", alt="a")
+    width, height = (float(v) for v in re.search(r'<rect[^>]*width="([^"]+)" height="([^"]+)"', shown[0]).groups())
+    scale = np.diag([10 * width / 8, -10 * height / 8])  # data to tenths of a point, y down
+    path, middles = frames(shown[0])["d"][0][0], []
+    for number, arc in enumerate(re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 0 0 (-?\d+) (-?\d+)a", path)):
+        x, y, long, short, degrees, across, down = map(float, arc)
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = np.array([[c, -s], [s, c]])
+        drawn = turn @ np.diag([long**2, short**2]) @ turn.T
+        image = scale @ linear[number]
+        np.testing.assert_allclose(drawn, image @ image.T, atol=0.03 * long**2)
+        middles.append(np.array([x + across / 2, y + down / 2]))
+    np.testing.assert_allclose(middles[1] - middles[0], scale @ (centres[1] - centres[0]), atol=2)
+
+
 # ---- plots
 
 
@@ -278,6 +304,7 @@ def test_a_matrix_shows_its_numbers_and_refuses_wrong_labels():
         figures.matrix(ax, np.eye(3), ["a"])
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("stack", "titles"), [(np.zeros((5, 5)), None), (np.zeros((3, 5, 5)), None), (np.ones((1, 2, 2)), ["a", "b"])]
 )
@@ -293,3 +320,11 @@ def test_arrows_have_the_length_of_their_vectors():
     quiver = figures.arrows(ax, [[1.0, 1.0]], [[2.0, 0.5]], scale=0.5)
     np.testing.assert_allclose([quiver.U, quiver.V], [[1.0], [0.25]])
     assert (quiver.angles, quiver.scale_units, quiver.scale) == ("xy", "xy", 1)
+
+
+def test_a_table_holds_its_cells_and_refuses_ragged_rows(shown):
+    figures.table(["map", "J"], [["one", figures.tex([[1, -0.0], [0.256, 2]])]], caption=r"See \(J\).")
+    cells = [cell.text for cell in root(shown[0]).iter() if cell.tag in ("th", "td", "caption")]
+    assert cells == [r"See \(J\).", "map", "J", "one", r"\(\begin{pmatrix}1.00 & 0.00 \\ 0.26 & 2.00\end{pmatrix}\)"]
+    with pytest.raises(ValueError, match="the header's 2 cells, got 1"):
+        figures.table(["a", "b"], [["c"]], caption="c")
