@@ -1,0 +1,86 @@
+r"""Products with the Jacobian of any map, without forming it: finite differences, forward mode, rows by reverse mode.
+
+``f`` is any function of one array, for instance features of a flow, ``lambda x0: classifier(flow(x0))``.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from cdelta import _check
+
+
+def finite_difference(
+    f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"], probe: Float[ArrayLike, "*probes"], eps: float
+) -> Float[Array, "..."]:
+    r"""The paper's wiggle: a forward difference along a probe (T15).
+
+    .. math:: \frac{f(x_0 + \varepsilon z) - f(x_0)}{\varepsilon} = J(x_0)\,z + O(\varepsilon)
+
+    The mean of the results at ``eps`` and ``-eps`` is the central difference.
+
+    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share f(x0), the result
+    ``[k, ...]``. Raises ValueError when shapes disagree or ``eps`` is zero or not finite.
+    """
+    x0, probe = _point_and_probe(x0, probe)
+    if _check.concrete(eps) and not (np.isfinite(eps) and eps != 0):
+        raise ValueError(f"eps must be a finite number other than 0, got {eps}")
+    base = f(x0)
+
+    def quotient(z):
+        return (f(x0 + eps * z) - base) / eps
+
+    return quotient(probe) if probe.ndim == x0.ndim else jax.vmap(quotient)(probe)
+
+
+def jvp(
+    f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"], probe: Float[ArrayLike, "*probes"]
+) -> Float[Array, "..."]:
+    r"""The exact product :math:`J(x_0)\,z`, by forward mode.
+
+    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share the evaluation of
+    f, the result ``[k, ...]``. Raises ValueError when shapes disagree.
+    """
+    return values_and_jvp(f, x0, probe)[1]
+
+
+def values_and_jvp(
+    f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"], probe: Float[ArrayLike, "*probes"]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    r"""``f(x0)`` and :func:`jvp` from the same evaluation."""
+    x0, probe = _point_and_probe(x0, probe)
+
+    def product(z):
+        return jax.jvp(f, (x0,), (z,))
+
+    return product(probe) if probe.ndim == x0.ndim else jax.vmap(product, out_axes=(None, 0))(probe)
+
+
+def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[Array, " n *shape"]:
+    r"""The exact Jacobian, one row a feature: :math:`\nabla f_i(x_0)`, by reverse mode over one shared evaluation of f.
+
+    Shapes: ``f(x0)`` is ``[n]`` (or any shape), the result ``[n, *shape]``. Costs n reverse passes; nothing is
+    computed twice for them but what :class:`cdelta.Flow` chooses not to keep.
+    """
+    return values_and_rows(f, x0)[1]
+
+
+def values_and_rows(
+    f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]
+) -> tuple[Float[Array, " n"], Float[Array, " n *shape"]]:
+    r"""``f(x0)`` and :func:`rows` from the same evaluation."""
+    x0 = _check.as_float("x0", x0)
+    values, pullback = jax.vjp(f, x0)
+    basis = jnp.eye(values.size, dtype=values.dtype).reshape(values.size, *values.shape)
+    gradients = jax.vmap(lambda e: pullback(e)[0])(basis)
+    return values, gradients.reshape(*values.shape, *x0.shape)
+
+
+def _point_and_probe(x0, probe):
+    x0, probe = _check.as_float("x0", x0), _check.as_float("probe", probe)
+    if probe.shape[probe.ndim - x0.ndim :] != x0.shape or probe.ndim - x0.ndim not in (0, 1):
+        raise ValueError(f"probe must have x0's shape {x0.shape}, or [k, *shape] for k probes, got {probe.shape}")
+    return x0, probe.astype(x0.dtype)
