@@ -1,0 +1,386 @@
+r"""Networks that learn a flow or read an image: an MLP, a UNet and a residual classifier (flax nnx).
+
+A network takes **one** sample, ``(t, x) -> velocity`` with ``x``'s shape (a classifier ``x -> logits``); batch it with
+``jax.vmap``. The networks are pytrees: pass them through ``jax.jit`` as arguments. Images are ``[height, width]`` or
+``[height, width, channels]``. After construction batch normalisation uses its running averages; ``cdelta.training.fit``
+switches it to the batch's own while it trains.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cdelta import _check
+
+BATCH = "batch"  # the name of the axis over which batch normalisation averages while training
+
+
+def parameter_count(network: nnx.Module) -> int:
+    """The number of trained numbers in ``network``."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+
+
+def time_features(t: Float[Array, ""], width: int, highest: float = 1e4) -> Float[Array, " width"]:
+    r"""Sines and cosines of ``t``, :math:`[\sin \omega_k t, \cos \omega_k t]`, :math:`\omega_k` from ``highest`` to 1.
+
+    The ``width/2`` frequencies are geometric: :math:`\omega_k = \text{highest}^{1 - k/(\text{width}/2 - 1)}`. The
+    paper's networks use ``highest = 1e4``; a small value makes a velocity that is smooth in ``t``, and so needs few
+    solver steps. Raises ValueError when ``width`` is odd or below 4.
+    """
+    if width < 4 or width % 2:
+        raise ValueError(f"width must be even and at least 4, got {width}")
+    exponents = 1 - np.arange(width // 2) / (width // 2 - 1)
+    angles = t * jnp.asarray(highest**exponents, dtype=jnp.result_type(t, jnp.float32))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+class VelocityFromTarget(nnx.Module):
+    r"""The velocity of a network :math:`g(t, x)` that predicts :math:`E[x_1 \mid x_t = x]` (the paper's E2).
+
+    .. math:: v(t, x) = \frac{g(s, x) - x}{1 - s}, \qquad s = \min(t, \text{last})
+
+    For the exact :math:`g` this is the velocity at every t ≤ ``last``. Where the quotient would divide by nothing, at
+    t > ``last``, the velocity at ``last`` is kept; it is finite, and off by
+    :math:`O(1 - \text{last})` on an interval of that length. An error of ``g`` is magnified by 1/(1 - s).
+
+    Raises ValueError when ``last`` is not inside (0, 1), or when ``g`` returns another shape than ``x``'s.
+    """
+
+    def __init__(self, network: Callable[[Any, Any], Any], last: float = 0.99):
+        if not 0 < last < 1:
+            raise ValueError(f"last must lie inside (0, 1), got {last}")
+        self.network, self.last = network, last
+
+    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        s = jnp.minimum(t, self.last)
+        target = self.network(s, x)
+        _check.shape("the network's prediction", target, x.shape, " (that of x)")
+        return (target - x) / (1 - s)
+
+
+class MLP(nnx.Module):
+    """A multilayer perceptron ``(t, x) -> x``'s shape: features of ``t`` are added to those of ``x``, then SiLU layers.
+
+    ``shape``: that of a sample, an int ``d`` for ``(d,)``. ``layers`` hidden layers of ``width``. ``time`` is the
+    width of the sinusoidal features of ``t``; 0 learns them instead, through a layer of SiLUs.
+
+    The paper's E1 is ``MLP(1, width=128, layers=2)`` (it concatenates where this adds, which the next linear layer
+    makes the same), its E2 ``MLP(2, width=1024, layers=10, time=512)``.
+
+    Raises ValueError for sizes that are not positive, or for an ``x`` of another shape.
+    """
+
+    def __init__(self, shape: int | Sequence[int], width: int = 128, layers: int = 3, time: int = 0, *, rngs: nnx.Rngs):
+        self.shape = _shape(shape)
+        if width < 1 or layers < 1:
+            raise ValueError(f"width and layers must be positive, got {width} and {layers}")
+        self.time = time
+        size = int(np.prod(self.shape))
+        self.x_in = nnx.Linear(size, width, rngs=rngs)
+        self.t_in = nnx.Linear(time or 1, width, rngs=rngs)
+        self.t_out = None if time else nnx.Linear(width, width, rngs=rngs)
+        self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(layers)])
+        self.out = nnx.Linear(width, size, rngs=rngs)
+
+    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        _check.shape("x", x, self.shape)
+        embedded = self.t_in(time_features(t, self.time) if self.time else jnp.atleast_1d(t))
+        if self.t_out is not None:
+            embedded = self.t_out(nnx.silu(embedded))
+        h = self.x_in(x.reshape(-1)) + embedded
+        for layer in self.hidden:
+            h = nnx.silu(layer(h))
+        return self.out(h).reshape(x.shape)
+
+
+class UNet(nnx.Module):
+    """A UNet ``(t, x) -> x``'s shape for images.
+
+    ``channels`` has one entry a level; below the first the resolution halves, and on the way up it doubles (bilinear)
+    and meets what the way down left. ``patch`` folds squares of that many pixels into channels first (and unfolds them
+    last): convolutions at full resolution are most of a UNet's cost. ``blocks`` at each level and direction.
+    ``residual`` chooses between residual blocks with group normalisation, average pooling and attention at the coarsest
+    level, smooth in ``x``, and the paper's plain blocks with batch normalisation and max pooling.
+    ``time`` and ``highest``: see ``time_features``.
+
+    ``UNet.small`` and ``UNet.paper`` are the two configurations that the book uses.
+
+    Raises ValueError when ``patch`` does not divide the image, or for an ``x`` of another shape.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int],
+        patch: int = 1,
+        blocks: int = 1,
+        residual: bool = True,
+        time: int = 256,
+        highest: float = 1e4,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.shape = _image_shape(shape)
+        if patch < 1 or self.shape[0] % patch or self.shape[1] % patch:
+            raise ValueError(f"patch must divide the image's sides {self.shape[:2]}, got {patch}")
+        if len(channels) < 2 or min(channels) < 1 or blocks < 1:
+            raise ValueError(
+                f"channels must be two or more positive numbers, got {channels}; blocks 1 or more: {blocks}"
+            )
+        self.patch, self.time, self.highest, self.residual = patch, time, highest, residual
+        inner = patch**2 * self.shape[2]
+        block = partial(ResidualBlock if residual else PlainBlock, time=time, rngs=rngs)
+
+        def level(wide_in: int, wide: int) -> nnx.List:
+            return nnx.List([block(wide_in if i == 0 else wide, wide) for i in range(blocks)])
+
+        self.t_in, self.t_out = nnx.Linear(time, time, rngs=rngs), nnx.Linear(time, time, rngs=rngs)
+        entries = [inner, *channels]
+        if residual:
+            self.x_in = nnx.Conv(inner, channels[0], (3, 3), rngs=rngs)
+            entries[0] = channels[0]
+        self.down = nnx.List([level(a, b) for a, b in itertools.pairwise(entries)])
+        self.attention = Attention(channels[-1], rngs=rngs) if residual else None
+        up, below = [], channels[-1]
+        for i in reversed(range(len(channels) - 1)):
+            up.append(level(channels[i] + below, channels[max(i - 1, 0)]))
+            below = channels[max(i - 1, 0)]
+        self.up = nnx.List(up)
+        self.norm = _group_norm(below, rngs) if residual else None
+        zero = {"kernel_init": nnx.initializers.zeros_init()} if residual else {}  # start from the velocity 0
+        self.out = nnx.Conv(below, inner, (3, 3) if residual else (1, 1), rngs=rngs, **zero)
+
+    @classmethod
+    def paper(cls, shape: Sequence[int], *, rngs: nnx.Rngs) -> "UNet":
+        """The paper's: five levels of 64 to 512 channels, batch normalisation, sinusoidal features of 1e4·t, width 256.
+
+        14.0 M parameters for one channel. Its table says "multiplier 16"; its code says 64, 128, 256, 512, 512.
+        """
+        return cls(shape, (64, 128, 256, 512, 512), residual=False, rngs=rngs)
+
+    @classmethod
+    def small(
+        cls, shape: Sequence[int], channels: Sequence[int] = (48, 96), *, patch: int = 2, rngs: nnx.Rngs
+    ) -> "UNet":
+        """A fast one for two CPU cores: 2 × 2 patches, two residual blocks a level, low frequencies of ``t``."""
+        return cls(shape, channels, patch, blocks=2, time=64, highest=30.0, rngs=rngs)
+
+    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+        _check.shape("x", x, self.shape[: x.ndim] if x.ndim == 2 and self.shape[2] == 1 else self.shape)
+        embedded = self.t_out(nnx.silu(self.t_in(time_features(t, self.time, self.highest))))
+        h = space_to_depth(x.reshape(1, *self.shape), self.patch)
+        if self.residual:
+            h = self.x_in(h)
+        kept = []
+        for i, level in enumerate(self.down):
+            if i:
+                kept.append(h)
+                h = pool(h, jnp.mean if self.residual else jnp.max)
+            for block in level:
+                h = block(h, embedded)
+        if self.residual:
+            h = self.attention(h)
+        for level in self.up:
+            skip = kept.pop()
+            h = jnp.concatenate([skip, pad_to(upsample(h), skip.shape)], axis=-1)
+            for block in level:
+                h = block(h, embedded)
+        if self.residual:
+            h = nnx.silu(self.norm(h))
+        return depth_to_space(self.out(h), self.patch).reshape(x.shape)
+
+
+class PlainBlock(nnx.Module):
+    """The paper's: convolution, batch norm, plus time, SiLU; convolution, batch norm, SiLU."""
+
+    def __init__(self, wide_in: int, wide: int, time: int, *, rngs: nnx.Rngs):
+        self.t = nnx.Linear(time, wide, rngs=rngs)
+        self.first, self.second = (nnx.Conv(a, wide, (3, 3), rngs=rngs) for a in (wide_in, wide))
+        self.norm_first, self.norm_second = (_batch_norm(wide, rngs) for _ in range(2))
+
+    def __call__(self, h: Float[Array, "1 h w a"], embedded: Float[Array, " time"]) -> Float[Array, "1 h w b"]:
+        h = nnx.silu(self.norm_first(self.first(h)) + self.t(embedded))
+        return nnx.silu(self.norm_second(self.second(h)))
+
+
+class ResidualBlock(nnx.Module):
+    """Group norm, SiLU, convolution, twice; time scales and shifts in between; what came in is added at the end."""
+
+    def __init__(self, wide_in: int, wide: int, time: int = 0, stride: int = 1, *, rngs: nnx.Rngs):
+        self.norm_first, self.norm_second = _group_norm(wide_in, rngs), _group_norm(wide, rngs)
+        self.first = nnx.Conv(wide_in, wide, (3, 3), strides=stride, rngs=rngs)
+        self.second = nnx.Conv(wide, wide, (3, 3), rngs=rngs)
+        self.t = nnx.Linear(time, 2 * wide, rngs=rngs) if time else None
+        same = wide_in == wide and stride == 1
+        self.shortcut = None if same else nnx.Conv(wide_in, wide, (1, 1), strides=stride, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "1 h w a"], embedded: Float[Array, " time"] | None = None
+    ) -> Float[Array, "1 h w b"]:
+        h = self.norm_second(self.first(nnx.silu(self.norm_first(x))))
+        if self.t is not None:
+            scale, shift = jnp.split(self.t(nnx.silu(embedded)), 2)
+            h = h * (1 + scale) + shift
+        return (x if self.shortcut is None else self.shortcut(x)) + self.second(nnx.silu(h))
+
+
+class Attention(nnx.Module):
+    r"""Every pixel looks at every pixel: :math:`x + W\,\mathrm{softmax}(q k^T / \sqrt c)\,v`, one head; starts as x."""
+
+    def __init__(self, wide: int, *, rngs: nnx.Rngs):
+        self.norm = _group_norm(wide, rngs)
+        self.inward = nnx.Linear(wide, 3 * wide, rngs=rngs)
+        self.outward = nnx.Linear(wide, wide, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, x: Float[Array, "1 h w c"]) -> Float[Array, "1 h w c"]:
+        q, k, v = jnp.split(self.inward(self.norm(x)).reshape(-1, 3 * x.shape[-1]), 3, axis=-1)
+        weights = jax.nn.softmax(q @ k.T / np.sqrt(x.shape[-1]).astype(x.dtype))
+        return x + self.outward(weights @ v).reshape(x.shape)
+
+
+class Bottleneck(nnx.Module):
+    """ResNet's block: 1 × 1 to ``wide``, 3 × 3, 1 × 1 to ``4 wide``, each with batch norm; what came in is added."""
+
+    def __init__(self, wide_in: int, wide: int, stride: int = 1, *, rngs: nnx.Rngs):
+        conv = partial(nnx.Conv, use_bias=False, rngs=rngs)
+        self.reduce, self.norm_reduce = conv(wide_in, wide, (1, 1)), _batch_norm(wide, rngs)
+        self.middle, self.norm_middle = conv(wide, wide, (3, 3), strides=stride, padding=1), _batch_norm(wide, rngs)
+        self.expand, self.norm_expand = conv(wide, 4 * wide, (1, 1)), _batch_norm(4 * wide, rngs)
+        same = wide_in == 4 * wide and stride == 1
+        self.shortcut = None if same else conv(wide_in, 4 * wide, (1, 1), strides=stride)
+        self.norm_shortcut = None if same else _batch_norm(4 * wide, rngs)
+
+    def __call__(self, x: Float[Array, "1 h w a"]) -> Float[Array, "1 h w b"]:
+        h = nnx.relu(self.norm_reduce(self.reduce(x)))
+        h = nnx.relu(self.norm_middle(self.middle(h)))
+        h = self.norm_expand(self.expand(h))
+        return nnx.relu(h + (x if self.shortcut is None else self.norm_shortcut(self.shortcut(x))))
+
+
+class Classifier(nnx.Module):
+    """A residual network ``x -> [outputs]`` logits; with several labels each logit is one label's own.
+
+    The default is small and smooth (patches, group norm, SiLU), for Jacobians on a CPU; ``Classifier.resnet50`` is the
+    size of the paper's. ``channels`` and ``depths``: the width and the number of blocks of each stage; from the second
+    stage on each halves the resolution.
+
+    Raises ValueError when ``patch`` does not divide the image, or for an ``x`` of another shape.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        outputs: int,
+        channels: Sequence[int] = (32, 64),
+        depths: Sequence[int] = (1, 1),
+        patch: int = 2,
+        bottleneck: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.shape = _image_shape(shape)
+        if patch < 1 or self.shape[0] % patch or self.shape[1] % patch:
+            raise ValueError(f"patch must divide the image's sides {self.shape[:2]}, got {patch}")
+        if outputs < 1 or len(channels) != len(depths) or min(*channels, *depths) < 1:
+            raise ValueError(f"outputs, channels and depths must be positive, got {outputs}, {channels}, {depths}")
+        self.patch, self.bottleneck = patch, bottleneck
+        inner = patch**2 * self.shape[2]
+        if bottleneck:
+            self.x_in = nnx.Conv(inner, channels[0], (7, 7), strides=2, padding=3, use_bias=False, rngs=rngs)
+        else:
+            self.x_in = nnx.Conv(inner, channels[0], (3, 3), rngs=rngs)
+        blocks, below = [], channels[0]
+        for stage, (wide, depth) in enumerate(zip(channels, depths, strict=True)):
+            for i in range(depth):
+                stride = 2 if stage and i == 0 else 1
+                block = Bottleneck if bottleneck else ResidualBlock
+                blocks.append(block(below, wide, stride=stride, rngs=rngs))
+                below = 4 * wide if bottleneck else wide
+        self.blocks = nnx.List(blocks)
+        self.norm = _batch_norm(channels[0], rngs) if bottleneck else _group_norm(below, rngs)
+        self.out = nnx.Linear(below, outputs, rngs=rngs)
+
+    @classmethod
+    def resnet50(cls, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs) -> "Classifier":
+        """ResNet-50 with ``outputs`` logits: 23.5 M parameters and the last layer."""
+        return cls(shape, outputs, (64, 128, 256, 512), (3, 4, 6, 3), patch=1, bottleneck=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        _check.shape("x", x, self.shape[: x.ndim] if x.ndim == 2 and self.shape[2] == 1 else self.shape)
+        h = self.x_in(space_to_depth(x.reshape(1, *self.shape), self.patch))
+        if self.bottleneck:
+            h = nnx.max_pool(nnx.relu(self.norm(h)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for block in self.blocks:
+            h = block(h)
+        if not self.bottleneck:
+            h = nnx.silu(self.norm(h))
+        return self.out(h.mean((0, 1, 2)))
+
+
+def space_to_depth(x: Float[Array, "1 h w c"], patch: int) -> Float[Array, "1 i j k"]:
+    """Fold ``patch`` × ``patch`` squares of pixels into channels."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: Float[Array, "1 i j k"], patch: int) -> Float[Array, "1 h w c"]:
+    """The inverse of ``space_to_depth``."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h, w, patch, patch, c // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h * patch, w * patch, c // patch**2)
+
+
+def pool(x: Float[Array, "1 h w c"], reduce: Callable) -> Float[Array, "1 i j c"]:
+    """``reduce`` over 2 × 2 squares; an odd last row or column is dropped."""
+    n, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+    return reduce(x, axis=(2, 4))
+
+
+def upsample(x: Float[Array, "1 h w c"]) -> Float[Array, "1 i j c"]:
+    """Twice the resolution, bilinear, corners on corners: a matrix for the rows and one for the columns."""
+    rows, columns = (jnp.asarray(_doubling(n), dtype=x.dtype) for n in x.shape[1:3])
+    return jnp.einsum("ih,jw,nhwc->nijc", rows, columns, x)
+
+
+def pad_to(x: Float[Array, "1 h w c"], shape: Sequence[int]) -> Float[Array, "1 i j c"]:
+    """Zeros around ``x`` up to the height and width of ``shape``, the odd one at the end."""
+    margins = [wanted - got for wanted, got in zip(shape[1:3], x.shape[1:3], strict=True)]
+    return jnp.pad(x, ((0, 0), *((m // 2, m - m // 2) for m in margins), (0, 0)))
+
+
+def _doubling(n: int) -> np.ndarray:
+    """Linear interpolation from n points to 2n points on the same interval, ``[2n, n]``."""
+    places = np.linspace(0, n - 1, 2 * n)
+    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(n)))
+
+
+def _batch_norm(wide: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(wide, use_running_average=True, momentum=0.9, axis_name=BATCH, rngs=rngs)
+
+
+def _group_norm(wide: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    groups = max(g for g in range(1, 9) if wide % g == 0)  # at most eight
+    return nnx.GroupNorm(wide, num_groups=groups, rngs=rngs)
+
+
+def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(n < 1 for n in shape):
+        raise ValueError(f"shape must hold positive sizes, got {shape}")
+    return shape
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    shape = _shape(shape)
+    if len(shape) not in (2, 3):
+        raise ValueError(f"shape must be (height, width) or (height, width, channels), got {shape}")
+    return (*shape, 1) if len(shape) == 2 else shape

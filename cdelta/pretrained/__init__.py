@@ -1,0 +1,191 @@
+"""The small trained networks that the book shows, and the recipes that made them.
+
+``load(name)`` gives one ready to use. ``python -m cdelta.pretrained`` trains them from nothing. Beside each
+``NAME.safetensors`` lies its manifest ``NAME.json``: recipe, checksum of the data, versions, seconds, losses.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cdelta import datasets, networks, training
+
+FOLDER = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on.
+
+    ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in ``cdelta.training``, ``data`` a
+    function in ``cdelta.datasets`` that takes ``split``.
+    """
+
+    network: str
+    arguments: Mapping[str, Any]
+    data: str
+    data_arguments: Mapping[str, Any]
+    objective: str = "loss"
+    steps: int = 6000
+    batch: int = 64
+    rate: float = 2e-3
+    warmup: int = 200
+    ema: float = 0.995
+    seed: int = 0
+
+    def build(self) -> nnx.Module:
+        """The untrained network."""
+        kind = networks
+        for name in self.network.split("."):
+            kind = getattr(kind, name)
+        return kind(**self.arguments, rngs=nnx.Rngs(self.seed))
+
+    def samples(self, split: str) -> Any:
+        """The data of one ``split``: images, or images and labels for a classifier."""
+        images, labels = getattr(datasets, self.data)(split=split, **self.data_arguments)
+        return images if self.objective in ("loss", "target_loss") else (images, labels)
+
+    def fit(self, steps: int | None = None, **options: Any) -> training.Fit:
+        """Train on the training split; ``steps`` stops early (on the schedule of the whole run)."""
+        return training.fit(
+            self.build(),
+            self.samples("train"),
+            jax.random.key(self.seed),
+            steps=self.steps if steps is None else steps,
+            batch=self.batch,
+            objective=getattr(training, self.objective),
+            optimizer=training.adamw(self.rate, self.steps, self.warmup),
+            ema=self.ema,
+            **options,
+        )
+
+    def held_out_loss(self, network: Any, repeats: int = 20, batch: int = 100) -> tuple[float, float]:
+        """Mean loss of ``network`` on held-out data and its standard error over ``repeats`` batches."""
+        data = self.samples("held_out")
+        objective = jax.jit(getattr(training, self.objective))
+        n = len(jax.tree.leaves(data)[0])
+        losses = []
+        for i in range(repeats):
+            rows = np.random.default_rng([self.seed, i]).permutation(n)[:batch]
+            key = jax.random.fold_in(jax.random.key(self.seed), i)
+            losses.append(float(objective(network, key, jax.tree.map(lambda array, rows=rows: array[rows], data))))
+        return float(np.mean(losses)), float(np.std(losses, ddof=1) / np.sqrt(repeats))
+
+    def as_json(self) -> dict[str, Any]:
+        """The recipe in the form that a manifest holds."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "mnist": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {}),
+        "fives": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {"digits": (5,)}, steps=2000),
+        "digit_classifier": Recipe(
+            "Classifier", {"shape": (28, 28), "outputs": 10}, "mnist", {}, "cross_entropy", steps=1500, batch=128
+        ),
+    }
+)
+
+
+def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
+    """The trained network ``name``: a velocity ``(t, x) -> dx/dt``, or a classifier ``x -> logits``.
+
+    Raises ValueError for an unknown name, OSError when the weights are not those of the manifest.
+    """
+    known = sorted(path.stem for path in Path(folder).glob("*.json"))
+    if name not in known:
+        raise ValueError(f"name must be one of {known}, got {name!r}")
+    manifest = read_manifest(name, folder)
+    content = (Path(folder) / f"{name}.safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+        raise OSError(f"{name}.safetensors is damaged: its checksum is not the manifest's")
+
+    from safetensors.numpy import load as parse
+
+    recipe = Recipe(**manifest["recipe"])
+    network = recipe.build()
+    graph, state = nnx.split(network)
+    weights = {tuple(key.split(".")): value for key, value in parse(content).items()}
+    leaves = jax.tree_util.tree_flatten_with_path(state)
+    network = nnx.merge(graph, jax.tree.unflatten(leaves[1], [_take(weights, path, leaf) for path, leaf in leaves[0]]))
+    network.eval()
+    return networks.VelocityFromTarget(network) if recipe.objective == "target_loss" else network
+
+
+def save(name: str, network: nnx.Module, folder: str | os.PathLike = FOLDER, **facts: Any) -> None:
+    """Write the weights of ``network`` and a manifest with ``facts`` into ``folder``, each file whole or not at all."""
+    from safetensors.numpy import save as serialise
+
+    leaves = jax.tree_util.tree_flatten_with_path(nnx.state(network))[0]
+    weights = {".".join(_names(path)): np.asarray(leaf) for path, leaf in leaves if _is_weight(leaf)}
+    content = serialise(weights)
+    manifest = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
+    _write(Path(folder) / f"{name}.safetensors", content)
+    _write(Path(folder) / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def read_manifest(name: str, folder: str | os.PathLike = FOLDER) -> dict[str, Any]:
+    """What is recorded of the training of ``name``."""
+    return json.loads((Path(folder) / f"{name}.json").read_text())
+
+
+def train(name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.PathLike | None = None) -> None:
+    """Train ``name`` by its recipe and save it with its manifest; with ``checkpoints`` an interrupted run goes on."""
+    recipe = RECIPES[name]
+    result = recipe.fit(checkpoints=None if checkpoints is None else Path(checkpoints) / name, every=500)
+    loss, stderr = recipe.held_out_loss(result.network)
+    every = max(1, recipe.steps // 60)
+    facts = {
+        "recipe": recipe.as_json(),
+        "parameters": networks.parameter_count(result.network),
+        "data_sha256": data_checksum(recipe),
+        "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
+        "seconds": round(result.seconds),
+        "first_losses": [float(value) for value in result.losses[:3]],
+        "losses": [round(float(part.mean()), 5) for part in np.split(result.losses, range(every, recipe.steps, every))],
+        "held_out_loss": loss,
+        "held_out_stderr": stderr,
+    }
+    save(name, result.network, folder, **facts)
+
+
+def data_checksum(recipe: Recipe) -> str:
+    """SHA-256 of the training data's bytes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(recipe.samples("train")):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(str(entry.key) for entry in path if hasattr(entry, "key"))
+
+
+def _is_weight(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+
+
+def _take(weights: Mapping[tuple[str, ...], np.ndarray], path: tuple, leaf: Any) -> Any:
+    if not _is_weight(leaf):
+        return leaf
+    value = weights[_names(path)]
+    if value.shape != leaf.shape:
+        raise OSError(f"the weights at {'.'.join(_names(path))} have shape {value.shape}, the network's {leaf.shape}")
+    return jax.numpy.asarray(value, dtype=leaf.dtype)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(content)
+    os.replace(part, path)
