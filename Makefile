@@ -81,7 +81,7 @@ unit: $(STAMP)
 # Executed from nothing in the smoke profile; nbval runs the copies a second time and compares.
 smoke: $(STAMP)
 	$(BIN)/python book/execute.py --profile smoke --jobs $(JOBS) --out _build/smoke
-	$(BIN)/python tests/notebooks/again.py _build/smoke --jobs $(JOBS)
+	$(BIN)/python -m tests.notebooks.again _build/smoke --jobs $(JOBS)
 
 pages: $(STAMP)
 	$(MAKE) book PROFILE=book

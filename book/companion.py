@@ -4,10 +4,13 @@ Before Sphinx reads anything, the fragments ``book/executed/scorecard.md`` and `
 from the records beside the executed notebooks; the pages of the same names include them.
 """
 
+import ast
+import inspect
 import os
 import platform
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -70,7 +73,15 @@ def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], 
         "",
     ]
     for letter, title in GROUPS.items():
-        lines += [f"## {title}", "", ":::{list-table}", ":class: cd-scorecard", ":header-rows: 1", ":widths: 8 74 18", ""]
+        lines += [
+            f"## {title}",
+            "",
+            ":::{list-table}",
+            ":class: cd-scorecard",
+            ":header-rows: 1",
+            ":widths: 8 74 18",
+            "",
+        ]
         lines += ["* - Claim", "  - Statement and what was measured", "  - Verdict"]
         for claim_id, claim in claims.items():
             if claim_id[0] == letter:
@@ -118,28 +129,32 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
         run = runs[name]
         when = run["executed"].replace("T", " ").removesuffix("+00:00")
         lines += [f"* - [{escape(title)}](/{EXECUTED}{name}.ipynb)", f"  - `{run['profile']}`"]
-        lines += [f"  - {run['seconds']:.1f}", f"  - {len(run['ledger'])}", f"  - {when}", f"  - {run['commit'] or '—'}"]
+        lines += [
+            f"  - {run['seconds']:.1f}",
+            f"  - {len(run['ledger'])}",
+            f"  - {when}",
+            f"  - {run['commit'] or '—'}",
+        ]
     total = sum(runs[name]["seconds"] for name in pages)
     lines += [":::", "", f"Together {total:.0f} seconds, counted one after the other; several run at once.", ""]
     lines += ["A `+` after a commit: the working copy differed from it.", "", "## Versions and machines", ""]
-    used = {name: sorted({run["versions"][name] for run in runs.values() if name in run["versions"]})
-            for name in dict.fromkeys(name for run in runs.values() for name in run["versions"])}
+    used = {
+        name: sorted({run["versions"][name] for run in runs.values() if name in run["versions"]})
+        for name in dict.fromkeys(name for run in runs.values() for name in run["versions"])
+    }
     made = {name: [metadata.version(name)] for name in ("jupyter-book", "sphinx", "myst-nb", "papermill")}
     lines += [":::{list-table}", ":class: cd-status", ":header-rows: 1", "", "* - Package", "  - Version"]
     for name, found in {**used, **made}.items():
         lines += [f"* - {name}", f"  - {', '.join(found)}"]
-    machines = {f"{run['machine']['system']} {run['machine']['architecture']}, {run['machine']['cores']} cores"
-                for run in runs.values()}
+    machines = {
+        f"{run['machine']['system']} {run['machine']['architecture']}, {run['machine']['cores']} cores"
+        for run in runs.values()
+    }
     lines += [":::", "", f"Executed on {' and '.join(sorted(machines)) or platform.system()}.", ""]
     return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------------------------------ with Sphinx
-
-
-def chapters(root: Path) -> list[str]:
-    """The executed notebooks that the table of contents names, in its order."""
-    return [name.removeprefix(EXECUTED) for name in execute.toc_files(root) if name.startswith(EXECUTED)]
 
 
 def prepare(app: Sphinx, config: Any) -> None:
@@ -148,7 +163,7 @@ def prepare(app: Sphinx, config: Any) -> None:
     folder = root / EXECUTED
     folder.mkdir(parents=True, exist_ok=True)
     runs = execute.records(folder)
-    names = chapters(root)
+    names = execute.chapters(root)
     if missing := [name for name in names if name not in runs]:
         LOGGER.warning("not executed: %s; run `make book`", ", ".join(missing))
     pages = {name: title(folder / f"{name}.ipynb") for name in names if name in runs}
@@ -193,7 +208,10 @@ def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: d
         for group in buttons:
             if group.get("label") == "download-buttons":
                 group["buttons"].insert(
-                    1, link(context["pathto"](f"_sources/{source}", 1), ".md", "Download the source (MyST)", "fas fa-file")
+                    1,
+                    link(
+                        context["pathto"](f"_sources/{source}", 1), ".md", "Download the source (MyST)", "fas fa-file"
+                    ),
                 )
     url = os.environ.get("CDELTA_REPOSITORY_URL", "").rstrip("/")
     if not url:
@@ -206,10 +224,47 @@ def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: d
     ]
     if notebook and url.startswith("https://github.com/"):
         path = f"{url.removeprefix('https://github.com/')}/blob/{branch}/notebooks/{quote(name)}.ipynb"
-        entries.append(link(f"https://colab.research.google.com/github/{path}", "Colab", "Run in Colab", "fas fa-rocket"))
+        entries.append(
+            link(f"https://colab.research.google.com/github/{path}", "Colab", "Run in Colab", "fas fa-rocket")
+        )
     buttons.append(
-        {"type": "group", "tooltip": "Source", "icon": "fas fa-code-branch", "buttons": entries, "label": "source-buttons"}
+        {
+            "type": "group",
+            "tooltip": "Source",
+            "icon": "fas fa-code-branch",
+            "buttons": entries,
+            "label": "source-buttons",
+        }
     )
+
+
+def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Jupyter Book loads a client for remote kernels on every page; there is none to talk to."""
+    for files in ("script_files", "css_files"):
+        context[files] = [
+            file for file in context[files] if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
+        ]
+
+
+def written_annotations(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """Signatures with their annotations as the source has them: ``Float[Array, "n d"]`` names the shape, what Python
+    makes of it names jaxlib's classes."""
+    if what not in ("function", "method"):
+        return None
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))).body[0]
+    except (OSError, TypeError, SyntaxError):
+        return None
+    if not isinstance(tree, ast.FunctionDef):
+        return None
+    arguments = tree.args
+    if what == "method" and arguments.args and not isinstance(obj, staticmethod):
+        del arguments.args[0]
+    signature, returns = ast.unparse(arguments), ast.unparse(tree.returns) if tree.returns else None
+    # jaxtyping writes one axis as " n", so that linters do not take it for a name
+    return f"({signature})".replace("' ", "'"), returns and returns.replace("' ", "'")
 
 
 def link(url: str, text: str, tooltip: str, icon: str) -> dict[str, str]:
@@ -225,4 +280,6 @@ def copy(source: Path, target: Path) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", prepare)
     app.connect("html-page-context", add_source_buttons, priority=900)  # after the theme's own buttons
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("autodoc-process-signature", written_annotations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

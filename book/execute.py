@@ -284,6 +284,12 @@ def toc_files(root: Path) -> list[str]:
     return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
 
 
+def chapters(root: Path) -> list[str]:
+    """The notebooks that the table of contents names, in its order."""
+    prefix = "book/executed/"
+    return [name.removeprefix(prefix) for name in toc_files(root) if name.startswith(prefix)]
+
+
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """How each notebook in ``folder`` was executed, by its name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
@@ -332,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     root = options.root.resolve()
     everything = sorted((root / "notebooks").glob("*.md"))
     # without names, the chapters: a draft that the table of contents does not mention yet is executed by its name only
-    wanted = {Path(name).stem for name in options.names or toc_files(root) if options.names or "/executed/" in name}
+    wanted = {Path(name).stem for name in options.names or chapters(root)}
     if unknown := wanted - {source.stem for source in everything}:
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
     sources = [source for source in everything if source.stem in wanted]

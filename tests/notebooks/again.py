@@ -1,0 +1,64 @@
+"""Execute finished notebooks a second time and compare every value with the first.
+
+    python -m tests.notebooks.again _build/smoke --jobs 2
+
+nbval does the comparing. It skips a cell that was never executed, so those are refused first, and so is a chapter that
+is missing from the folder.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book"))
+
+import execute
+
+
+def never_executed(notebook: Any) -> list[int]:
+    """The code cells, by index, that hold code and no execution count."""
+    return [
+        index
+        for index, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and cell.source.strip() and not cell.get("execution_count")
+    ]
+
+
+def refuse(folder: Path, chapters: list[str]) -> list[str]:
+    """Why the folder's notebooks do not count as executed."""
+    reasons = [f"{name}: not in {folder}" for name in chapters if not (folder / f"{name}.ipynb").is_file()]
+    for path in sorted(folder.glob("*.ipynb")):
+        for index in never_executed(nbformat.read(path, as_version=4)):
+            reasons.append(f"{path.stem}: cell {index} was never executed")
+    return reasons
+
+
+def compare(paths: list[Path], jobs: int, env: dict[str, str]) -> int:
+    """nbval's exit code: 0 when every output agrees."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
+    command += ["--nbval-sanitize-with", str(Path(__file__).with_name("sanitize.cfg")), "--rootdir", str(ROOT)]
+    command += ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
+    return subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=env).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1))
+    options = parser.parse_args()
+    chapters = execute.chapters(ROOT)
+    if reasons := refuse(options.folder, chapters):
+        print("\n".join(reasons), file=sys.stderr)
+        return 1
+    paths = [options.folder / f"{name}.ipynb" for name in chapters]
+    return compare(paths, options.jobs, execute.environment(ROOT))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
