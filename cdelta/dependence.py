@@ -168,27 +168,26 @@ class _Wiggle:
 
 @dataclasses.dataclass(frozen=True)
 class _Covariance:
-    """∫ J(X) J(X_α)ᵀ dα for one pair of latents, by stratified α: one random α in each of equal parts of [0, 1]."""
+    """J(X) J(X_α)ᵀ, made symmetric, at one pair of latents and one uniform α.
+
+    More values of α at the same pair, or quadrature over them, cost more than they gain: between pairs the spread is
+    far larger than along α.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     method: str
     eps: float
     probes: int
-    nodes: int
 
     def __call__(self, f, key):
         key_latent, key_copy, key_probe, key_alpha = jax.random.split(key, 4)
         x0 = jax.random.normal(key_latent, self.shape, self.dtype)
         copy = jax.random.normal(key_copy, self.shape, self.dtype)
-        alpha = (jnp.arange(self.nodes) + jax.random.uniform(key_alpha, (), self.dtype)) / self.nodes
-        latents = jnp.concatenate([jnp.ones(1, self.dtype), alpha])
-
-        def at(a):
-            return _products(f, a * x0 + jnp.sqrt(1 - a**2) * copy, key_probe, self)
-
-        values, factors = jax.vmap(at)(latents)
-        matrix = _gram(factors[0], factors[1:].mean(0))
+        alpha = jax.random.uniform(key_alpha, (), self.dtype)
+        near = alpha * x0 + jnp.sqrt(1 - alpha**2) * copy
+        values, (first, second) = jax.vmap(lambda x: _products(f, x, key_probe, self))(jnp.stack([x0, near]))
+        matrix = _gram(first, second)
         return _one_if_finite(values), (matrix + matrix.T) / 2
 
 
@@ -266,6 +265,7 @@ def wiggle_moment(
     eps: float = 1e-3,
     *,
     probes: int = 1,
+    antithetic: bool = False,
     **run: Any,
 ) -> Moment:
     r"""The second moment of wiggles, the paper's measure of dependence (C3).
@@ -274,9 +274,12 @@ def wiggle_moment(
 
     with :math:`f_n` the n-th Hermite component of f; equality holds exactly for affine f. ``method``: "rows", the
     exact :math:`J J^{\mathsf T}` at each latent; "jvp", :math:`J z z^{\mathsf T} J^{\mathsf T}` averaged over
-    ``probes`` random orthogonal z of length √d; "finite_difference", the same with differences at ``eps``, as in the paper.
+    ``probes`` random orthogonal z of length √d; "finite_difference", the same with differences at
+    ``eps``, as in the paper.
 
-    ``shape`` is the latent's; f returns ``[n]``; ``samples`` latents are drawn. Options of every estimator (``run``):
+    ``shape`` is the latent's; f returns ``[n]``; ``samples`` latents are drawn. With ``antithetic`` a sample is the
+    average over x₀ and −x₀: it pays where f has a large even part, and doubles the cost for nothing where f is odd.
+    Options of every estimator (``run``):
     ``batch``, latents at a time (chosen from the sizes when not given); ``devices``, by default all; ``dtype``;
     ``progress``, True or False, by default a bar once a run has taken five seconds; ``resume``, a file that keeps what
     was accumulated: the same call with the same or more samples goes on from there. However a run is stopped, the
@@ -285,7 +288,7 @@ def wiggle_moment(
     Raises ValueError for samples < 1, an unknown method, a map that does not return a vector, or NaN in its values.
     """
     n, f, settings = _settings(f, shape, method, eps, probes, run)
-    return _average(_Wiggle(**settings), f, key, samples, n, **run)
+    return _average(_Wiggle(**settings), f, key, samples, n, antithetic=antithetic, **run)
 
 
 def feature_covariance(
@@ -296,8 +299,8 @@ def feature_covariance(
     method: str = "rows",
     eps: float = 1e-3,
     *,
-    nodes: int = 4,
     probes: int = 1,
+    antithetic: bool = False,
     **run: Any,
 ) -> Moment:
     r"""The covariance of the features, from Jacobians alone, for every f (C3').
@@ -305,12 +308,12 @@ def feature_covariance(
     .. math:: \operatorname{Cov} f(X) = \int_0^1 E\bigl[J(X) J(X_\alpha)^{\mathsf T}\bigr] d\alpha,
               \qquad X_\alpha = \alpha X + \sqrt{1 - \alpha^2}\, X'
 
-    with independent X and X'. Each of the ``samples`` pairs (X, X') uses one Jacobian at X and one at each of
-    ``nodes`` values of α, a grid with a random offset, so that the average is unbiased for every f. Methods, shapes,
-    options and errors as in :func:`wiggle_moment`; "jvp" takes the same probes at all of a pair's latents.
+    with independent X and X'. Each of the ``samples`` draws X, X' and a uniform α and uses two Jacobians, so that the
+    average is unbiased for every f. Methods, shapes, options and errors as in :func:`wiggle_moment`; "jvp" takes the
+    same probes at both latents.
     """
     n, f, settings = _settings(f, shape, method, eps, probes, run)
-    return _average(_Covariance(**settings, nodes=count("nodes", nodes)), f, key, samples, n, **run)
+    return _average(_Covariance(**settings), f, key, samples, n, antithetic=antithetic, **run)
 
 
 def held_moment(
@@ -402,6 +405,11 @@ class _Sums(NamedTuple):
     def zero(cls, blocks: int, n: int) -> "_Sums":
         return cls(np.zeros(blocks), np.zeros(blocks), np.zeros((blocks, n, n)), np.zeros(()), np.zeros(()))
 
+    @property
+    def drawn(self) -> int:
+        """How many samples were drawn: those that count and those where nothing could be held."""
+        return int(self.count.sum() + self.degenerate)
+
     def __add__(self, other: Any) -> "_Sums":
         return _Sums(*(mine + np.asarray(theirs, dtype=np.float64) for mine, theirs in zip(self, other, strict=True)))
 
@@ -433,15 +441,18 @@ def _moment(sums: _Sums, held: tuple[int, ...]) -> Moment:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("statistic", "n", "blocks", "batch", "mesh", "impl"))
-def _batch_sums(f, key_data, start, stop, *, statistic, n, blocks, batch, mesh, impl):
+@functools.partial(jax.jit, static_argnames=("statistic", "antithetic", "blocks", "batch", "mesh", "impl"))
+def _batch_sums(f, key_data, start, stop, *, statistic, antithetic, blocks, batch, mesh, impl):
     """The sums over samples start, …, start + batch - 1 that are below stop, and the first one that is not finite."""
 
     def on_one_device(f, key_data, start, stop):
         here = batch // mesh.size
         index = start + jax.lax.axis_index("samples") * here + jnp.arange(here, dtype=start.dtype)
-        key = jax.random.wrap_key_data(key_data, impl=impl)
-        weights, matrices = jax.vmap(lambda i: statistic(f, jax.random.fold_in(key, i)))(index)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(key_data, impl=impl), index)
+        weights, matrices = jax.vmap(lambda key: statistic(f, key))(keys)
+        if antithetic:
+            mirrored = jax.vmap(lambda key: statistic(lambda x: f(-x), key))(keys)
+            weights, matrices = (weights + mirrored[0]) / 2, (matrices + mirrored[1]) / 2
         asked = index < stop
         finite = jnp.isfinite(weights) & jnp.isfinite(matrices).all((1, 2))
         usable = asked & (weights > 0)
@@ -469,6 +480,7 @@ def _average(
     samples: int,
     n: int,
     *,
+    antithetic: bool = False,
     batch: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     progress: bool | None = None,
@@ -484,35 +496,39 @@ def _average(
     batch = -(-min(count("batch", batch), samples) // mesh.size) * mesh.size
     held = getattr(statistic, "held", ())
     blocks = _block_count(n)
-    store = None if resume is None else _Store(resume, statistic, f, key_data)
-    done, sums = (0, _Sums.zero(blocks, n)) if store is None else store.read(blocks, n, samples)
+    store = None if resume is None else _Store(resume, statistic, antithetic, f, key_data)
+    sums = _Sums.zero(blocks, n) if store is None else store.read(blocks, n, samples)
     leader = jax.process_index() == 0
     bar = tqdm(
-        total=samples, initial=done, unit="latent", delay=0 if progress else 5, disable=progress is False or not leader
+        total=samples,
+        initial=sums.drawn,
+        unit="latent",
+        delay=0 if progress else 5,
+        disable=progress is False or not leader,
     )
     try:
-        while done < samples:
+        while sums.drawn < samples:
             new, bad = _batch_sums(
-                f, key_data, np.uint32(done), np.uint32(samples),
-                statistic=statistic, n=n, blocks=blocks, batch=batch, mesh=mesh, impl=impl,
+                f, key_data, np.uint32(sums.drawn), np.uint32(samples),
+                statistic=statistic, antithetic=antithetic, blocks=blocks, batch=batch, mesh=mesh, impl=impl,
             )  # fmt: skip
             if int(bad) < samples:
                 raise ValueError(
                     f"f, or a derivative of it, is NaN or infinite at sample {int(bad)} of {samples} (the key of that "
                     "sample is fold_in(key, index)): a velocity or network that returns NaN, or a flow that diverges"
                 )
-            done, sums = min(done + batch, samples), sums + new
-            bar.update(done - bar.n)
+            sums += new
+            bar.update(sums.drawn - bar.n)
             if store is not None and leader:
-                store.write(done, sums, last=done == samples)
+                store.write(sums, last=sums.drawn == samples)
     except BaseException as stopped:
         if sums.count.sum():
             stopped.moment = _moment(sums, held)
             where = "in this exception's .moment"
             if store is not None and leader:
-                store.write(done, sums, last=True)
+                store.write(sums, last=True)
                 where += f" and in {store.path}, from where the same call goes on"
-            stopped.add_note(f"what {done} of {samples} samples gave is kept {where}")
+            stopped.add_note(f"what {sums.drawn} of {samples} samples gave is kept {where}")
         raise
     finally:
         bar.close()
@@ -524,33 +540,33 @@ class _Store:
 
     _EVERY = 20.0  # seconds between two writes
 
-    def __init__(self, path: str | os.PathLike, statistic: Any, f: Features, key_data: np.ndarray):
+    def __init__(self, path: str | os.PathLike, statistic: Any, antithetic: bool, f: Features, key_data: np.ndarray):
         self.path = os.fspath(path)
-        self.setting = {"statistic": repr(statistic), "key": key_data.tolist()}
+        self.setting = {"statistic": f"{statistic}, antithetic={antithetic}", "key": key_data.tolist()}
         # a function has no name that survives a restart; its value at one point tells it from another well enough
         point = jax.random.normal(jax.random.key(0), statistic.shape, statistic.dtype)
         self.features = np.asarray(f(point), dtype=np.float64)
         self.written = time.monotonic()
 
-    def read(self, blocks: int, n: int, samples: int) -> tuple[int, _Sums]:
-        """The samples done and their sums; ValueError when the file belongs to another run."""
+    def read(self, blocks: int, n: int, samples: int) -> _Sums:
+        """The sums of the samples drawn so far; ValueError when the file belongs to another run."""
+        empty = _Sums.zero(blocks, n)
+        sums = self._read(empty, samples) if jax.process_index() == 0 else empty
         if jax.process_count() == 1:
-            return self._read(blocks, n, samples)
-        done, sums = self._read(blocks, n, samples) if jax.process_index() == 0 else (0, _Sums.zero(blocks, n))
+            return sums
         # as 32-bit words, which no setting of jax's precision rounds
-        words = np.concatenate([np.ravel(part) for part in (done, *sums)]).astype(np.float64).view(np.uint32)
+        words = np.concatenate([np.ravel(part) for part in sums]).view(np.uint32)
         parts = np.asarray(multihost_utils.broadcast_one_to_all(words)).view(np.float64)
-        ends = np.cumsum([1, *(part.size for part in sums)])
-        flat = np.split(parts, ends[:-1])
-        return int(flat[0][0]), _Sums(*(a.reshape(b.shape) for a, b in zip(flat[1:], sums, strict=True)))
+        ends = np.cumsum([part.size for part in sums])[:-1]
+        return _Sums(*(part.reshape(like.shape) for part, like in zip(np.split(parts, ends), sums, strict=True)))
 
-    def _read(self, blocks, n, samples):
+    def _read(self, empty, samples):
         if not os.path.exists(self.path):
-            return 0, _Sums.zero(blocks, n)
+            return empty
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 setting, features = json.loads(str(file["setting"])), file["features"]
-                done, sums = int(file["done"]), _Sums(*(file[name] for name in _Sums._fields))
+                sums = _Sums(*(file[name] for name in _Sums._fields))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"resume: {self.path} is not a file of accumulated samples ({error})") from error
         for name, mine in self.setting.items():
@@ -560,18 +576,17 @@ class _Store:
                 )
         if features.shape != self.features.shape or not np.allclose(features, self.features, rtol=1e-3, atol=1e-6):
             raise ValueError(f"resume: {self.path} belongs to another f: its features at one latent differ")
-        if done > samples:
-            raise ValueError(f"resume: {self.path} already holds {done} samples, more than samples={samples}")
-        return done, sums
+        if sums.drawn > samples:
+            raise ValueError(f"resume: {self.path} already holds {sums.drawn} samples, more than samples={samples}")
+        return sums
 
-    def write(self, done: int, sums: _Sums, last: bool) -> None:
+    def write(self, sums: _Sums, last: bool) -> None:
         """Write the file whole, at the end or when the last time is long ago."""
         if not last and time.monotonic() - self.written < self._EVERY:
             return
         temporary = f"{self.path}.{os.getpid()}.tmp"
         with open(temporary, "wb") as file:
-            setting = json.dumps(self.setting)
-            np.savez(file, setting=setting, features=self.features, done=done, **sums._asdict())
+            np.savez(file, setting=json.dumps(self.setting), features=self.features, **sums._asdict())
         os.replace(temporary, self.path)
         self.written = time.monotonic()
 
