@@ -22,6 +22,7 @@ _SUBMODULES = (
     "flow",
     "jacobian",
     "dependence",
+    "causal",
     "networks",
     "training",
     "pretrained",
