@@ -91,7 +91,7 @@ def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], 
 
 
 def row(claim_id: str, claim: dict[str, Any], records: list[dict[str, Any]], outcome: str) -> list[str]:
-    target = "claim-" + claim_id.replace("'", "-prime")
+    target = "claim-" + claim_id.lower().replace("'", "-prime")  # as docutils would write it
     lines = [f"* - [**{claim_id}**]{{#{target}}}", f"  - {claim['statement']}.", ""]
     for record in records:
         bound = record["bound"]

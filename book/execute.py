@@ -12,6 +12,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -322,6 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             execute(Path(source), Path(target), profile, Path(root), mark)
         except KeyboardInterrupt:
+            logging.disable()  # asyncio would tell of the cell that was cut short
             return 130
         return 0
 

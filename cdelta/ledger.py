@@ -17,6 +17,8 @@ from typing import Any
 
 __all__ = ["ClaimError", "check", "claims", "read"]
 
+Number = float | int
+
 _ID = re.compile(r"[TELC][1-9][0-9]?'?")
 
 
@@ -28,7 +30,7 @@ def check(
     claim_id: str,
     quantity: str,
     value: Any,
-    bound: float | tuple[float | None, float | None],
+    bound: Number | tuple[Number | None, Number | None],
     *,
     stderr: Any = None,
 ) -> None:
@@ -74,7 +76,7 @@ def check(
     print(f"PASS {line} {describe_bound(low, high)}")
 
 
-def describe(value: float, stderr: float | None = None) -> str:
+def describe(value: Number, stderr: Number | None = None) -> str:
     """``value ± stderr``, rounded to two digits, or to the digits that the standard error leaves."""
     if not stderr:
         return f"{value:.2g}"
@@ -86,7 +88,7 @@ def describe(value: float, stderr: float | None = None) -> str:
     return f"{round(value, places):.{max(places, 0)}f} ± {round(stderr, places):.{max(places, 0)}f}"
 
 
-def describe_bound(low: float | None, high: float | None) -> str:
+def describe_bound(low: Number | None, high: Number | None) -> str:
     """``≤ high``, ``≥ low`` or ``∈ [low, high]``."""
     if low is None:
         return f"≤ {high:.4g}"

@@ -13,12 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import execute
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
-
-import execute
+from tests.notebooks import ROOT
 
 
 def never_executed(notebook: Any) -> list[int]:

@@ -1,0 +1,64 @@
+"""The second run: values that change are noticed, pictures are not compared, cells never executed are refused."""
+
+import os
+import sys
+
+import nbformat
+import pytest
+
+from tests.notebooks import again
+
+
+def notebook(*cells):
+    """An executed notebook of (source, outputs) cells."""
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    for count, (source, outputs) in enumerate(cells, 1):
+        book.cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=outputs))
+    return book
+
+
+def stream(text):
+    return nbformat.v4.new_output("stream", name="stdout", text=text)
+
+
+def shown(html):
+    data = {"text/html": html, "text/plain": "<IPython.core.display.HTML object>"}
+    return nbformat.v4.new_output("display_data", data=data)
+
+
+DRAW = "from IPython.display import HTML, display\ndisplay(HTML('<figure><svg id=\"new\"><g/></svg>caption</figure>'))"
+
+
+@pytest.mark.parametrize(
+    ("cells", "agrees"),
+    [
+        ([("print('PASS', 0.25)", [stream("PASS 0.25\n")])], True),
+        ([("print('PASS', 0.25)", [stream("PASS 0.26\n")])], False),
+        ([("print('PASS', 0.25)", [])], False),
+        ([("raise ValueError('no')", [])], False),
+        ([(DRAW, [shown('<figure><svg id="old"><g><path/></g></svg>caption</figure>')])], True),
+        ([(DRAW, [shown('<figure><svg id="old"><g/></svg>another caption</figure>')])], False),
+    ],
+    ids=["same", "another value", "output missing", "raises", "another picture", "another caption"],
+)
+def test_second_run(tmp_path, cells, agrees):
+    path = tmp_path / "a.ipynb"
+    nbformat.write(notebook(*cells), path)
+    assert (again.compare([path], 1, dict(os.environ)) == 0) is agrees
+
+
+def test_never_executed_cells_are_refused(tmp_path):
+    book = notebook(("x = 1", []), ("", []))
+    book.cells[1].execution_count = None  # an empty cell has nothing to execute
+    nbformat.write(book, tmp_path / "a.ipynb")
+    assert again.never_executed(book) == []
+    assert again.refuse(tmp_path, ["a"]) == []
+    book.cells[0].execution_count = None
+    nbformat.write(book, tmp_path / "a.ipynb")
+    assert again.refuse(tmp_path, ["a", "b"]) == [f"b: not in {tmp_path}", "a: cell 0 was never executed"]
+
+
+def test_command_refuses_before_comparing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["again", str(tmp_path)])
+    assert again.main() == 1
+    assert "01_linear_maps: not in" in capsys.readouterr().err

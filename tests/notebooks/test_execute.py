@@ -1,0 +1,211 @@
+"""The executor on small notebooks of its own: what it runs, what it keeps, and what it leaves behind when it fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import execute
+import nbformat
+import pytest
+
+from tests.notebooks import ROOT
+
+SCRIPT = ROOT / "book" / "execute.py"
+
+PARAMETERS = '---\ntags: [parameters]\n---\nprofile = "book"'
+GOOD = [PARAMETERS, "size = {'smoke': 1, 'book': 2}[profile]", "print('size', size)"]
+
+
+def write(root, name, cells):
+    text = "---\njupytext: {text_representation: {extension: .md, format_name: myst}}\n"
+    text += "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n\n# A title\n"
+    text += "".join(f"\n```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells)
+    path = root / "notebooks" / f"{name}.md"
+    path.write_text(text)
+    return path
+
+
+def make_root(folder, **notebooks):
+    """A repository with these notebooks, and a package that holds the real ledger only."""
+    for name in ("notebooks", "book", "cdelta"):
+        (folder / name).mkdir()
+    (folder / "cdelta" / "__init__.py").write_text("")
+    shutil.copy(ROOT / "cdelta" / "ledger.py", folder / "cdelta")
+    (folder / "requirements.txt").write_text("jax==1\n")
+    (folder / "book" / "claims.yml").write_text("T1: {statement: one}\n")
+    files = "".join(f"  - file: book/executed/{name}\n" for name in notebooks)
+    (folder / "_toc.yml").write_text(f"format: jb-book\nroot: book/index\nchapters:\n{files}")
+    for name, cells in notebooks.items():
+        write(folder, name, cells)
+    return folder
+
+
+def run(root, *options):
+    command = [sys.executable, str(SCRIPT), "--root", str(root), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+def states(result):
+    """The state in each notebook's progress line."""
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("[")]
+    return {words[1]: words[2] for words in lines}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    check = "from cdelta import ledger; ledger.check('T1', 'an error', 0.25, 1, stderr=0.1)"
+    root = make_root(tmp_path_factory.mktemp("good"), a=[*GOOD, check], b=GOOD)
+    result = run(root, "--profile", "smoke", "-j", "2")
+    assert result.returncode == 0, result.stderr
+    return root, result
+
+
+def test_progress_names_each_notebook(executed):
+    _, result = executed
+    assert states(result) == {"a": "executed", "b": "executed"}
+    assert "[1/2]" in result.stdout and "[2/2]" in result.stdout
+
+
+def test_copy_shows_the_profile_and_no_trace_of_papermill(executed):
+    root, _ = executed
+    notebook = nbformat.read(root / "book/executed/a.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    cells = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    assert cells["parameters"].source == 'profile = "smoke"'
+    assert "remove-cell" in cells["injected-parameters"].metadata["tags"]
+    assert "papermill" not in json.dumps([notebook.metadata, *(cell.metadata for cell in notebook.cells)])
+    assert "size 1" in "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_record_says_how(executed):
+    root, _ = executed
+    run_ = json.loads((root / "book/executed/a.json").read_text())
+    assert run_["profile"] == "smoke" and run_["seconds"] > 0 and run_["versions"]["jax"]
+    assert run_["ledger"] == [
+        {"claim": "T1", "quantity": "an error", "value": 0.25, "bound": 1.0, "stderr": 0.1, "passed": True}
+    ]
+    assert sorted(path.name for path in (root / "book/executed").iterdir()) == [
+        "a.ipynb",
+        "a.json",
+        "b.ipynb",
+        "b.json",
+    ]
+
+
+def test_only_what_changed_is_executed(executed):
+    root, _ = executed
+    assert states(run(root, "--profile", "smoke")) == {"a": "cached", "b": "cached"}
+    write(root, "b", [*GOOD, "print('more')"])
+    assert states(run(root, "--profile", "smoke")) == {"a": "cached", "b": "executed"}
+    first = (root / "book/executed/b.ipynb").read_bytes()
+    (root / "cdelta" / "new.py").write_text("x = 1\n")
+    assert states(run(root, "b", "--profile", "smoke")) == {"b": "executed"}
+    assert (root / "book/executed/b.ipynb").read_bytes() == first  # the same source and values, the same file
+
+
+def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
+    root = make_root(tmp_path, a=GOOD)
+    source = root / "notebooks/a.md"
+    mark = execute.fingerprint(source, "book", root)
+    assert execute.fingerprint(source, "book", root) == mark
+    (root / "cdelta/__pycache__").mkdir()
+    (root / "cdelta/__pycache__/x.pyc").write_bytes(b"0")
+    assert execute.fingerprint(source, "book", root) == mark
+    marks = {mark, execute.fingerprint(source, "smoke", root)}
+    for path in ("cdelta/__init__.py", "cdelta/weights.safetensors", "requirements.txt", "notebooks/a.md"):
+        with open(root / path, "a") as file:
+            file.write("\n# changed\n")
+        marks.add(execute.fingerprint(source, "book", root))
+    (root / "cdelta/weights.safetensors").rename(root / "cdelta/other.safetensors")
+    marks.add(execute.fingerprint(source, "book", root))
+    assert len(marks) == 7
+
+
+def test_half_a_result_does_not_count(tmp_path):
+    target = tmp_path / "a.ipynb"
+    assert execute.finished(target, "mark") is None
+    execute.write_whole(target, "whole")
+    record = {"fingerprint": "mark", "notebook_sha256": "0"}
+    target.with_suffix(".json").write_text(json.dumps(record))
+    assert execute.finished(target, "mark") is None  # the record of another file
+    target.with_suffix(".json").write_text('{"fingerprint": "ma')
+    assert execute.finished(target, "mark") is None
+
+
+def test_failure_is_named_and_leaves_nothing(tmp_path):
+    root = make_root(tmp_path, bad=GOOD, good=GOOD)
+    assert run(root, "bad").returncode == 0
+    write(root, "bad", [*GOOD, "value = 3\nvalue / 0  # the culprit"])
+    result = run(root, "-j", "1")
+    assert result.returncode == 1
+    assert states(result) == {"bad": "FAILED", "good": "executed"}
+    assert "bad.md: cell 4 raised ZeroDivisionError: division by zero" in result.stderr
+    assert "value / 0  # the culprit" in result.stderr
+    assert "1 of 2 notebooks failed: bad" in result.stderr
+    assert sorted(path.name for path in (root / "book/executed").iterdir()) == ["good.ipynb", "good.json"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("ledger.check('T1', 'an error', 2.0, 1)", "ClaimError: MISSED T1 · an error: 2, but the bound is ≤ 1"),
+        ("ledger.check('T1', 'an error', float('nan'), 1)", "ClaimError: MISSED T1 · an error: nan"),
+        ("ledger.check('T99', 'an error', 0, 1)", "ValueError: claim_id must be one of T1, got 'T99'"),
+    ],
+)
+def test_missed_bound_or_unknown_claim_fails(tmp_path, cell, message):
+    root = make_root(tmp_path, a=[PARAMETERS, f"from cdelta import ledger\n{cell}"])
+    result = run(root)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert list((root / "book/executed").iterdir()) == []
+
+
+def test_notebook_without_parameters_is_refused(tmp_path):
+    root = make_root(tmp_path, a=["print(1)"])
+    result = run(root)
+    assert result.returncode == 1
+    assert "a.md: no cell is tagged 'parameters'" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["-j", "0"], ["--profile", "huge"]])
+def test_bad_arguments(tmp_path, arguments):
+    result = run(make_root(tmp_path, a=GOOD), *arguments)
+    assert result.returncode == 2
+    assert "error:" in result.stderr
+
+
+def test_copies_of_vanished_notebooks_go(tmp_path):
+    root = make_root(tmp_path, a=GOOD)
+    folder = root / "book/executed"
+    folder.mkdir()
+    for name in ("old.ipynb", "old.json"):
+        (folder / name).write_text("{}")
+    assert run(root, "a").returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["a.ipynb", "a.json"]
+
+
+def test_interrupt_ends_the_kernels_and_leaves_nothing(tmp_path):
+    wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
+    root = make_root(tmp_path, a=[PARAMETERS, wait], b=GOOD)
+    command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pid = root / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kernel = int(pid.read_text())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list((root / "book/executed").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(kernel, 0)
+            time.sleep(0.1)

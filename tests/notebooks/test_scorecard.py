@@ -1,0 +1,160 @@
+"""The scorecard says what the records say: nothing passes unmeasured, and a missed bound stops the build."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import companion
+import execute
+import nbformat
+import pytest
+import yaml
+
+from cdelta import ledger
+from tests.notebooks import ROOT
+
+CLAIMS = yaml.safe_load((ROOT / "book" / "claims.yml").read_text("utf-8"))
+
+
+def record(claim, value=0.25, passed=True, notebook="01_a", **more):
+    base = {"notebook": notebook, "profile": "book", "claim": claim, "quantity": "an error", "value": value}
+    return {**base, "bound": 1.0, "stderr": None, "passed": passed, **more}
+
+
+def rows(text):
+    """Each claim's part of the scorecard, by its id."""
+    parts = text.split("* - [**")[1:]
+    return {part.split("**]")[0]: part for part in parts}
+
+
+def test_every_claim_of_the_paper_and_of_this_project_is_listed():
+    expected = [f"T{i}" for i in range(1, 19)] + [f"E{i}" for i in range(1, 8)] + [f"L{i}" for i in range(1, 7)]
+    assert sorted(CLAIMS) == sorted([*expected, "C1", "C2", "C3", "C3'", "C4", "C5", "C6", "C7"])
+    needed = {"statement", "where", "chapter", "when_passed"}
+    for claim in CLAIMS.values():
+        assert needed <= set(claim) <= {*needed, "not_run"}
+        assert claim["when_passed"] in ("reproduced", "corrected", "derived")
+
+
+@pytest.mark.parametrize(
+    ("claim", "records", "outcome"),
+    [
+        ({"when_passed": "reproduced"}, [], "open"),
+        ({"when_passed": "reproduced", "not_run": "no GPU"}, [], "not run here"),
+        ({"when_passed": "corrected"}, [record("T1")], "corrected"),
+        ({"when_passed": "derived", "not_run": "no GPU"}, [record("T1"), record("T1")], "derived"),
+        ({"when_passed": "derived"}, [record("T1"), record("T1", passed=False)], "missed"),
+    ],
+)
+def test_verdict(claim, records, outcome):
+    assert companion.verdict(claim, records) == outcome
+
+
+def test_scorecard_shows_what_was_measured():
+    records = [record("T1", 0.123, stderr=0.045), record("T1", 3.0, bound=[2.0, None]), record("C3'", notebook="06_b")]
+    text = companion.scorecard(CLAIMS, records, {"01_a": "A", "06_b": "B"})
+    found = rows(text)
+    assert list(found) == list(CLAIMS)
+    assert "an error: [0.123 ± 0.045]{.cd-number} ≤ 1" in found["T1"]
+    assert "[3]{.cd-number} ≥ 2" in found["T1"]
+    assert "[reproduced]" in found["T1"] and "[chapter 01](/book/executed/01_a.ipynb)" in found["T1"]
+    assert "[derived]" in found["C3'"] and "[chapter 06](/book/executed/06_b.ipynb)" in found["C3'"]
+    assert "[open]" in found["T2"] and "an error" not in found["T2"]
+    assert "[not run here]" in found["E6"] and "needs the dataset and a GPU" in found["E6"]
+    assert "**1** the paper's claim holds" in text and "**36** no notebook has decided it" in text
+
+
+def test_records_of_notebooks_that_are_no_chapter_do_not_count():
+    text = companion.scorecard(CLAIMS, [record("T1", notebook="99_draft")], {"01_a": "A"})
+    assert "[open]" in rows(text)["T1"]
+
+
+def test_markup_in_a_quantity_is_shown_as_it_is():
+    text = companion.scorecard(CLAIMS, [record("T1", quantity="|x_t| of *A* `y` $z$ <b>")], {"01_a": "A"})
+    assert r"\|x\_t\| of \*A\* \`y\` \$z\$ \<b\>" in rows(text)["T1"]
+
+
+def build(root):
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(root),
+        "-W",
+        "--keep-going",
+        "-n",
+        "-q",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+@pytest.fixture
+def book(tmp_path):
+    """The book's own configuration and pages around one executed chapter with one record."""
+    for name in ("_config.yml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("executed", "__pycache__"))
+    for page in (tmp_path / "book").glob("*.md"):
+        if page.stem not in ("scorecard", "status", "bibliography"):
+            page.unlink()
+    toc = "format: jb-book\nroot: book/scorecard\nchapters:\n"
+    toc += "".join(f"  - file: book/{name}\n" for name in ("executed/01_a", "status", "bibliography"))
+    (tmp_path / "_toc.yml").write_text(toc)
+    folder = tmp_path / "book" / "executed"
+    folder.mkdir()
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_a.md").write_text("# A title\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title")])
+    nbformat.write(notebook, folder / "01_a.ipynb")
+    entry = {key: value for key, value in record("T1").items() if key not in ("notebook", "profile")}
+    run = {"profile": "book", "seconds": 1.0, "executed": "2026-01-01T00:00:00+00:00", "commit": "abc"}
+    run |= {"machine": execute.machine(), "versions": execute.versions(), "ledger": [entry]}
+
+    def write(**changes):
+        run["ledger"] = [{**entry, **changes}]
+        (folder / "01_a.json").write_text(json.dumps(run))
+
+    write()
+    return tmp_path, write
+
+
+def test_book_builds_and_a_missed_bound_or_unknown_claim_stops_it(book):
+    root, write = book
+    done = build(root)
+    assert done.returncode == 0, done.stderr
+    page = (root / "_build/html/book/scorecard.html").read_text()
+    assert "an error" in page and 'href="executed/01_a.html"' in page
+    assert 'id="claim-t1"' in page
+    assert (root / "_build/html/_sources/notebooks/01_a.md").read_text() == "# A title\n"
+    assert "github" not in (root / "_build/html/book/executed/01_a.html").read_text().replace("github.com/pydata", "")
+
+    write(value=2.0, passed=False)
+    done = build(root)
+    assert done.returncode != 0
+    assert "01_a: T1 misses its bound: an error" in done.stderr + done.stdout
+    write(claim="T99")
+    done = build(root)
+    assert done.returncode != 0
+    assert "01_a records T99, which is not in book/claims.yml" in done.stderr + done.stdout
+    (root / "book/executed/01_a.json").unlink()
+    done = build(root)
+    assert done.returncode != 0
+    assert "not executed: 01_a" in done.stderr + done.stdout
+
+
+def test_repository_links_follow_the_source(book, monkeypatch):
+    root, _ = book
+    monkeypatch.setenv("CDELTA_REPOSITORY_URL", "https://github.com/someone/causality-delta/")
+    done = build(root)
+    assert done.returncode == 0, done.stderr
+    chapter = (root / "_build/html/book/executed/01_a.html").read_text()
+    base = "https://github.com/someone/causality-delta"
+    assert f"{base}/blob/main/notebooks/01_a.md" in chapter and f"{base}/edit/main/notebooks/01_a.md" in chapter
+    assert "colab.research.google.com/github/someone/causality-delta/blob/main/notebooks/01_a.ipynb" in chapter
+    assert f"{base}/blob/main/book/status.md" in (root / "_build/html/book/status.html").read_text()
+
+
+def test_verdict_page_and_ledger_agree_on_how_numbers_are_written():
+    text = companion.scorecard(CLAIMS, [record("T1", 1 / 3, stderr=1 / 70)], {"01_a": "A"})
+    assert ledger.describe(1 / 3, 1 / 70) in text

@@ -1,0 +1,138 @@
+"""The ledger: what passes, what is recorded, what is refused."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cdelta import ledger
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """Away from the book, with records going to a file: reads them back."""
+    path = tmp_path / "ledger.jsonl"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDELTA_LEDGER", str(path))
+    return lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_pass_is_recorded_and_printed(record, capsys):
+    ledger.check("T3", "relative error", np.float32(0.25), 1)
+    ledger.check("C3'", "ratio", 1.672, (1.5, 1.75), stderr=0.0123)
+    assert capsys.readouterr().out.splitlines() == [
+        "PASS T3 · relative error: 0.25 ≤ 1",
+        "PASS C3' · ratio: 1.672 ± 0.012 ∈ [1.5, 1.75]",
+    ]
+    first = {"claim": "T3", "quantity": "relative error", "value": 0.25, "bound": 1.0, "stderr": None, "passed": True}
+    second = {"claim": "C3'", "quantity": "ratio", "value": 1.672, "bound": [1.5, 1.75], "stderr": 0.0123}
+    assert record() == [first, {**second, "passed": True}]
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [(1.0, 1), (1.0, (1, None)), (1.0, (None, 1)), (-math.inf, 1), (0, 0), (math.inf, (0, None)), (np.ones(()), 1)],
+)
+def test_bounds_are_inclusive(record, value, bound):
+    ledger.check("T1", "q", value, bound)
+    assert record()[0]["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [
+        (1.1, 1),
+        (math.nan, 1),
+        (math.nan, (None, 1)),
+        (math.nan, (0, None)),
+        (0.9, (1, 2)),
+        (2.1, (1, 2)),
+        (math.inf, 1),
+    ],
+)
+def test_miss_is_recorded_and_raised(record, value, bound):
+    with pytest.raises(ledger.ClaimError, match=r"MISSED T1 · q: .* but the bound is"):
+        ledger.check("T1", "q", value, bound)
+    assert record()[0]["passed"] is False
+    assert issubclass(ledger.ClaimError, AssertionError)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("T", "q", 0, 1), "claim_id must look like"),
+        (("X1", "q", 0, 1), "got 'X1'"),
+        (("T0", "q", 0, 1), "claim_id"),
+        ((3, "q", 0, 1), "claim_id"),
+        (("T1", " ", 0, 1), "quantity"),
+        (("T1", "q", np.ones(2), 1), "value must be a single number"),
+        (("T1", "q", None, 1), "value"),
+        (("T1", "q", 0, math.nan), "bound must not be NaN"),
+        (("T1", "q", 0, (2, 1)), "low <= high"),
+        (("T1", "q", 0, (None, None)), "one side"),
+        (("T1", "q", 0, (1, 2, 3)), "pair"),
+        (("T1", "q", 0, "one"), "bound"),
+    ],
+)
+def test_bad_input_is_refused_and_not_recorded(record, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ledger.check(*arguments)
+    assert record() == []
+
+
+@pytest.mark.parametrize("stderr", [-1.0, math.nan])
+def test_bad_stderr(record, stderr):
+    with pytest.raises(ValueError, match="stderr"):
+        ledger.check("T1", "q", 0, 1, stderr=stderr)
+    assert record() == []
+
+
+def test_claims_are_those_of_the_nearest_book(record, tmp_path, monkeypatch):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "claims.yml").write_text('T1: {}\n"C3\'": {}\n')
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    ledger.check("C3'", "q", 0, 1)
+    with pytest.raises(ValueError, match="claim_id must be one of T1, C3', got 'T2'"):
+        ledger.check("T2", "q", 0, 1)
+    (tmp_path / "other.yml").write_text("T2: {}\n")
+    monkeypatch.setenv("CDELTA_CLAIMS", str(tmp_path / "other.yml"))
+    ledger.check("T2", "q", 0, 1)
+    assert [entry["claim"] for entry in record()] == ["C3'", "T2"]
+
+
+def test_read_collects_the_records_of_a_folder(tmp_path):
+    entry = {"claim": "T1", "quantity": "q", "value": 0, "bound": 1, "stderr": None, "passed": True}
+    (tmp_path / "02_b.json").write_text(json.dumps({"profile": "smoke", "ledger": []}))
+    (tmp_path / "01_a.json").write_text(json.dumps({"profile": "book", "ledger": [entry, entry]}))
+    assert ledger.read(tmp_path) == [{"notebook": "01_a", "profile": "book", **entry}] * 2
+    with pytest.raises(ValueError, match="folder"):
+        ledger.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (1.234, None, "1.2"),
+        (1.3e-13, None, "1.3e-13"),
+        (0.55512, 0.0312, "0.555 ± 0.031"),
+        (278.3, 41.0, "278 ± 41"),
+        (27834.0, 4100.0, "27800 ± 4100"),
+        (1.0, 0.0, "1"),
+        (1e-9, 3e-11, "1e-09 ± 3e-11"),
+        (math.nan, 0.1, "nan ± 0.1"),
+        (2.0, math.inf, "2 ± inf"),
+    ],
+)
+def test_describe(value, stderr, text):
+    assert ledger.describe(value, stderr) == text
+
+
+def test_importing_the_ledger_is_light():
+    code = "import sys, cdelta.ledger; print([m for m in ('jax', 'yaml', 'numpy', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
