@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from cdelta import _check
 
+Time = Shaped[ArrayLike, ""]
 BATCH = "batch"  # the name of the axis over which batch normalisation averages while training
 
 
@@ -27,7 +28,7 @@ def parameter_count(network: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
 
 
-def time_features(t: Float[Array, ""], width: int, highest: float = 1e4) -> Float[Array, " width"]:
+def time_features(t: Time, width: int, highest: float = 1e4) -> Float[Array, " width"]:
     r"""Sines and cosines of ``t``, :math:`[\sin \omega_k t, \cos \omega_k t]`, :math:`\omega_k` from ``highest`` to 1.
 
     The ``width/2`` frequencies are geometric: :math:`\omega_k = \text{highest}^{1 - k/(\text{width}/2 - 1)}`. The
@@ -37,7 +38,8 @@ def time_features(t: Float[Array, ""], width: int, highest: float = 1e4) -> Floa
     if width < 4 or width % 2:
         raise ValueError(f"width must be even and at least 4, got {width}")
     exponents = 1 - np.arange(width // 2) / (width // 2 - 1)
-    angles = t * jnp.asarray(highest**exponents, dtype=jnp.result_type(t, jnp.float32))
+    t = _check.time(t)
+    angles = t * jnp.asarray(highest**exponents, dtype=t.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
 
@@ -58,7 +60,8 @@ class VelocityFromTarget(nnx.Module):
             raise ValueError(f"last must lie inside (0, 1), got {last}")
         self.network, self.last = network, last
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        t, x = _sample(t, x)
         s = jnp.minimum(t, self.last)
         target = self.network(s, x)
         _check.shape("the network's prediction", target, x.shape, " (that of x)")
@@ -89,8 +92,8 @@ class MLP(nnx.Module):
         self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(layers)])
         self.out = nnx.Linear(width, size, rngs=rngs)
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
-        _check.shape("x", x, self.shape)
+    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        t, x = _sample(t, x, self.shape)
         embedded = self.t_in(time_features(t, self.time) if self.time else jnp.atleast_1d(t))
         if self.t_out is not None:
             embedded = self.t_out(nnx.silu(embedded))
@@ -135,10 +138,10 @@ class UNet(nnx.Module):
                 f"channels must be two or more positive numbers, got {channels}; blocks 1 or more: {blocks}"
             )
         self.patch, self.time, self.highest, self.residual = patch, time, highest, residual
-        inner = patch**2 * self.shape[2]
+        inner = patch**2 * _channels(self.shape)
         block = partial(ResidualBlock if residual else PlainBlock, time=time, rngs=rngs)
 
-        def level(wide_in: int, wide: int) -> nnx.List:
+        def level(wide_in: int, wide: int) -> Any:
             return nnx.List([block(wide_in if i == 0 else wide, wide) for i in range(blocks)])
 
         self.t_in, self.t_out = nnx.Linear(time, time, rngs=rngs), nnx.Linear(time, time, rngs=rngs)
@@ -172,10 +175,10 @@ class UNet(nnx.Module):
         """A fast one for two CPU cores: 2 × 2 patches, two residual blocks a level, low frequencies of ``t``."""
         return cls(shape, channels, patch, blocks=2, time=64, highest=30.0, rngs=rngs)
 
-    def __call__(self, t: Float[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
-        _check.shape("x", x, self.shape[: x.ndim] if x.ndim == 2 and self.shape[2] == 1 else self.shape)
+    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        t, x = _sample(t, x, self.shape)
         embedded = self.t_out(nnx.silu(self.t_in(time_features(t, self.time, self.highest))))
-        h = space_to_depth(x.reshape(1, *self.shape), self.patch)
+        h = _image(x, self.patch)
         if self.residual:
             h = self.x_in(h)
         kept = []
@@ -223,7 +226,7 @@ class ResidualBlock(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "1 h w a"], embedded: Float[Array, " time"] | None = None
-    ) -> Float[Array, "1 h w b"]:
+    ) -> Float[Array, "1 i j b"]:
         h = self.norm_second(self.first(nnx.silu(self.norm_first(x))))
         if self.t is not None:
             scale, shift = jnp.split(self.t(nnx.silu(embedded)), 2)
@@ -257,7 +260,7 @@ class Bottleneck(nnx.Module):
         self.shortcut = None if same else conv(wide_in, 4 * wide, (1, 1), strides=stride)
         self.norm_shortcut = None if same else _batch_norm(4 * wide, rngs)
 
-    def __call__(self, x: Float[Array, "1 h w a"]) -> Float[Array, "1 h w b"]:
+    def __call__(self, x: Float[Array, "1 h w a"]) -> Float[Array, "1 i j b"]:
         h = nnx.relu(self.norm_reduce(self.reduce(x)))
         h = nnx.relu(self.norm_middle(self.middle(h)))
         h = self.norm_expand(self.expand(h))
@@ -291,7 +294,7 @@ class Classifier(nnx.Module):
         if outputs < 1 or len(channels) != len(depths) or min(*channels, *depths) < 1:
             raise ValueError(f"outputs, channels and depths must be positive, got {outputs}, {channels}, {depths}")
         self.patch, self.bottleneck = patch, bottleneck
-        inner = patch**2 * self.shape[2]
+        inner = patch**2 * _channels(self.shape)
         if bottleneck:
             self.x_in = nnx.Conv(inner, channels[0], (7, 7), strides=2, padding=3, use_bias=False, rngs=rngs)
         else:
@@ -312,9 +315,9 @@ class Classifier(nnx.Module):
         """ResNet-50 with ``outputs`` logits: 23.5 M parameters and the last layer."""
         return cls(shape, outputs, (64, 128, 256, 512), (3, 4, 6, 3), patch=1, bottleneck=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
-        _check.shape("x", x, self.shape[: x.ndim] if x.ndim == 2 and self.shape[2] == 1 else self.shape)
-        h = self.x_in(space_to_depth(x.reshape(1, *self.shape), self.patch))
+    def __call__(self, x: Float[ArrayLike, "..."]) -> Float[Array, " outputs"]:
+        _, x = _sample(0.0, x, self.shape)
+        h = self.x_in(_image(x, self.patch))
         if self.bottleneck:
             h = nnx.max_pool(nnx.relu(self.norm(h)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
@@ -379,8 +382,25 @@ def _shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     return shape
 
 
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:
     shape = _shape(shape)
     if len(shape) not in (2, 3):
         raise ValueError(f"shape must be (height, width) or (height, width, channels), got {shape}")
-    return (*shape, 1) if len(shape) == 2 else shape
+    return shape
+
+
+def _channels(shape: tuple[int, ...]) -> int:
+    return shape[2] if len(shape) == 3 else 1
+
+
+def _image(x: Array, patch: int) -> Array:
+    """One image as a batch of one, its patches folded."""
+    return space_to_depth(x.reshape(1, *x.shape[:2], _channels(x.shape)), patch)
+
+
+def _sample(t: ArrayLike, x: ArrayLike, shape: tuple[int, ...] | None = None) -> tuple[Array, Array]:
+    """``t`` and ``x`` checked, in the dtype of ``x``."""
+    x = _check.as_float("x", x)
+    if shape is not None:
+        _check.shape("x", x, shape, " (one sample; batch with jax.vmap)")
+    return _check.time(t).astype(x.dtype), x

@@ -190,7 +190,7 @@ def fit(
     batch: int = 128,
     objective: Objective = loss,
     optimizer: optax.GradientTransformation | None = None,
-    ema: float = 0.995,
+    ema: float | int = 0.995,
     chunk: int = 1,
     checkpoints: str | Path | None = None,
     every: int = 1000,

@@ -113,8 +113,7 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     from safetensors.numpy import load as parse
 
     recipe = Recipe(**manifest["recipe"])
-    network = recipe.build()
-    graph, state = nnx.split(network)
+    graph, state = nnx.split(nnx.eval_shape(recipe.build))  # no random numbers are drawn only to be replaced
     weights = {tuple(key.split(".")): value for key, value in parse(content).items()}
     leaves = jax.tree_util.tree_flatten_with_path(state)
     network = nnx.merge(graph, jax.tree.unflatten(leaves[1], [_take(weights, path, leaf) for path, leaf in leaves[0]]))

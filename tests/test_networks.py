@@ -1,0 +1,263 @@
+"""Networks against their formulas written out in NumPy, and their derivatives against each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cdelta import gaussian, networks
+from cdelta.gaussian import Gaussian
+
+
+def rngs(seed=0):
+    return nnx.Rngs(seed)
+
+
+def filled(make, seed=1, size=0.3):
+    """The network with random numbers for weights: some start at zero, which would hide what follows them."""
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(make))
+    leaves, tree = jax.tree.flatten(state)
+    values = [jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
+    network = nnx.merge(graph, jax.tree.unflatten(tree, values))
+    for norm in (module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.BatchNorm)):
+        norm.var[...] = 0.5 + norm.var[...] ** 2
+    return network
+
+
+# ------------------------------------------------------------------------------------------------------------ pieces
+
+
+def test_time_features():
+    width, t = 10, 0.37
+    frequencies = [1e4 ** (1 - k / 4) for k in range(5)]
+    assert frequencies[0] == 1e4 and frequencies[-1] == 1
+    expected = [np.sin(f * t) for f in frequencies] + [np.cos(f * t) for f in frequencies]
+    np.testing.assert_allclose(networks.time_features(t, width), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="width"):
+        networks.time_features(t, 7)
+
+
+def test_patches_are_folded_and_unfolded():
+    x = jnp.arange(1 * 6 * 4 * 2.0).reshape(1, 6, 4, 2)
+    folded = networks.space_to_depth(x, 2)
+    assert folded.shape == (1, 3, 2, 8)
+    np.testing.assert_array_equal(folded[0, 1, 1], np.asarray(x)[0, 2:4, 2:4].ravel())
+    np.testing.assert_array_equal(networks.depth_to_space(folded, 2), x)
+
+
+def test_upsample_interpolates_between_corners():
+    x = np.random.default_rng(0).normal(size=(1, 3, 5, 2))
+    rows = np.apply_along_axis(lambda line: np.interp(np.linspace(0, 2, 6), range(3), line), 1, x)
+    both = np.apply_along_axis(lambda line: np.interp(np.linspace(0, 4, 10), range(5), line), 2, rows)
+    np.testing.assert_allclose(networks.upsample(jnp.asarray(x)), both, atol=1e-12)
+    one = networks.upsample(jnp.ones((1, 1, 1, 1)))
+    np.testing.assert_array_equal(one, np.ones((1, 2, 2, 1)))
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [(jnp.max, np.max), (jnp.mean, np.mean)])
+def test_pool(reduce, expected):
+    x = np.random.default_rng(0).normal(size=(1, 5, 4, 3))
+    by_hand = [[expected(x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], (0, 1)) for j in range(2)] for i in range(2)]
+    np.testing.assert_allclose(networks.pool(jnp.asarray(x), reduce)[0], by_hand, atol=1e-14)
+
+
+def test_attention_is_a_weighted_mean_of_values():
+    layer = filled(lambda: networks.Attention(8, rngs=rngs()))
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 8))
+    weights = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer)))
+    flat = x.reshape(6, 8)  # one channel a group: each channel is normalised over the pixels
+    h = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-6) * weights["norm"]["scale"] + weights["norm"]["bias"]
+    q, k, v = np.split(h @ weights["inward"]["kernel"] + weights["inward"]["bias"], 3, axis=1)
+    expected = np.empty_like(flat)
+    for i in range(6):
+        w = np.exp([q[i] @ k[j] / np.sqrt(8) for j in range(6)])
+        expected[i] = flat[i] + (w / w.sum()) @ v @ weights["outward"]["kernel"] + weights["outward"]["bias"]
+    np.testing.assert_allclose(layer(jnp.asarray(x)).reshape(6, 8), expected, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------- MLP
+
+
+@pytest.mark.parametrize("time", [0, 6])
+def test_mlp_is_its_formula(time):
+    network = networks.MLP((2, 3), width=5, layers=2, time=time, rngs=rngs())
+    w = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(network)))
+    x, t = np.random.default_rng(1).normal(size=(2, 3)), 0.3
+
+    def linear(name, h):
+        layer = w[name] if isinstance(name, str) else w["hidden"][name]
+        return h @ layer["kernel"] + layer["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    frequencies = 1e4 ** np.array([1, 0.5, 0])
+    features = np.concatenate([np.sin(frequencies * t), np.cos(frequencies * t)])
+    h = linear("x_in", x.ravel()) + (linear("t_in", features) if time else linear("t_out", silu(linear("t_in", [t]))))
+    h = silu(linear(1, silu(linear(0, h))))
+    np.testing.assert_allclose(network(t, x), linear("out", h).reshape(2, 3), atol=1e-6)
+
+
+def test_mlp_in_both_precisions():
+    network = networks.MLP(2, width=8, rngs=rngs())
+    for dtype in (jnp.float32, jnp.float64):
+        assert network(jnp.linspace(0, 1, 3)[1], jnp.ones(2, dtype)).dtype == dtype
+
+
+# -------------------------------------------------------------------------------------------------------------- UNet
+
+
+def convolution(a, b, side):
+    return side * side * a * b + b
+
+
+def test_paper_unet_has_14_million_parameters():
+    def block(a, b):  # two convolutions with two batch norms, and the projection of the time embedding
+        return convolution(a, b, 3) + convolution(b, b, 3) + 2 * 2 * b + (256 * b + b)
+
+    down = block(1, 64) + block(64, 128) + block(128, 256) + block(256, 512) + block(512, 512)
+    up = block(512 + 512, 256) + block(256 + 256, 128) + block(128 + 128, 64) + block(64 + 64, 64)
+    by_hand = 2 * (256 * 256 + 256) + down + up + convolution(64, 1, 1)
+    network = nnx.eval_shape(lambda: networks.UNet.paper((28, 28), rngs=rngs()))
+    assert networks.parameter_count(network) == by_hand
+    assert round(by_hand / 1e6, 1) == 14.0
+
+
+TINY = {
+    "small": lambda: networks.UNet((8, 8), (4, 8), patch=2, time=8, highest=30.0, rngs=rngs()),
+    "odd": lambda: networks.UNet((14, 14), (4, 4, 8), time=8, rngs=rngs()),
+    "colour": lambda: networks.UNet((8, 12, 3), (4, 8), patch=2, blocks=2, time=8, rngs=rngs()),
+    "plain": lambda: networks.UNet((14, 14), (4, 4, 8), residual=False, time=8, rngs=rngs()),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_unet_shapes_batches_and_derivatives(name):
+    network = filled(TINY[name])
+    x, dx, dv = np.random.default_rng(0).normal(size=(3, *network.shape))
+
+    @jax.jit
+    def products(network, t, x, dx, dv):
+        v, jvp = jax.jvp(lambda x: network(t, x), (x,), (dx,))
+        (vjp,) = jax.vjp(lambda x: network(t, x), x)[1](dv)
+        return v, jvp, vjp
+
+    v, jvp, vjp = products(network, 0.4, x, dx, dv)
+    assert v.shape == x.shape and v.dtype == jnp.float64
+    size = float(jnp.linalg.norm(jvp) * np.linalg.norm(dv))
+    assert abs(float(jnp.vdot(dv, jvp) - jnp.vdot(vjp, dx))) < 1e-13 * size  # forward is the transpose of reverse
+    if name != "plain":  # max pooling has kinks
+        ends = [products(network, 0.4, x + step * dx, dx, dv)[0] for step in (1e-5, -1e-5)]
+        central = (ends[0] - ends[1]) / 2e-5
+        assert float(jnp.linalg.norm(central - jvp) / jnp.linalg.norm(jvp)) < 1e-8
+    batch = jax.jit(lambda n, t, x: jax.vmap(n)(t, x))(network, jnp.array([0.9, 0.4]), jnp.stack([dx, x]))
+    np.testing.assert_allclose(batch[1], v, atol=1e-12 * float(jnp.abs(v).max()))
+
+
+def test_unet_sees_time_and_the_whole_image():
+    network = filled(TINY["small"])
+    x = np.random.default_rng(0).normal(size=(8, 8))
+    early, late = (jax.jit(network.__call__)(t, x) for t in (0.1, 0.2))
+    assert float(jnp.abs(early - late).max()) > 1e-3
+    jacobian = jax.jit(jax.jacfwd(lambda x: network(0.5, x)))(x)
+    assert float(jnp.abs(jacobian[0, 0, 7, 7])) > 1e-6  # from corner to corner
+
+
+def test_small_unet_starts_as_the_zero_velocity():
+    v = jax.jit(lambda: networks.UNet.small((8, 8), (4, 8), rngs=rngs())(0.5, jnp.ones((8, 8))))()
+    assert v.shape == (8, 8) and float(jnp.abs(v).max()) == 0
+
+
+# -------------------------------------------------------------------------------------------------------- classifier
+
+
+def test_resnet50_has_its_size():
+    def bottleneck(a, w, first):
+        total = a * w + 9 * w * w + 4 * w * w + 2 * (w + w + 4 * w)
+        return total + (a * 4 * w + 2 * 4 * w if first else 0)
+
+    by_hand, below = 49 * 3 * 64 + 2 * 64, 64
+    for w, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for i in range(depth):
+            by_hand += bottleneck(below, w, i == 0)
+            below = 4 * w
+    assert by_hand == 23_508_032  # as published, without the last layer
+    network = nnx.eval_shape(lambda: networks.Classifier.resnet50((64, 64, 3), 40, rngs=rngs()))
+    assert networks.parameter_count(network) == by_hand + 2048 * 40 + 40
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 12, 3)])
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_classifier(shape, bottleneck):
+    network = filled(
+        lambda: networks.Classifier(shape, 5, (8, 16), (1, 2), bottleneck=bottleneck, rngs=rngs()), size=0.1
+    )
+    x, dx = np.random.default_rng(0).normal(size=(2, *shape))
+
+    @jax.jit
+    def products(network, x, dx):
+        logits, jvp = jax.jvp(network, (x,), (dx,))
+        return logits, jvp, jax.jacrev(network)(x), jax.vmap(network)(jnp.stack([dx, x]))
+
+    logits, jvp, rows, batch = products(network, x, dx)
+    assert logits.shape == (5,) and float(jnp.abs(jvp).min()) > 1e-6
+    np.testing.assert_allclose(jnp.einsum("k...,...->k", rows, dx), jvp, atol=1e-12)
+    np.testing.assert_allclose(batch[1], logits, atol=1e-12)
+
+
+# -------------------------------------------------------------------------------------------------- x1 prediction
+
+
+def two_gaussians():
+    source = Gaussian(jnp.array([0.3, -0.2]), jnp.array([[1.0, 0.2], [0.2, 0.8]]))
+    return source, Gaussian(jnp.array([1.0, 0.5]), jnp.array([[1.0, 0.55], [0.55, 1.0]]))
+
+
+def test_velocity_from_the_exact_target_is_the_exact_velocity():
+    source, target = two_gaussians()
+    velocity = networks.VelocityFromTarget(lambda t, x: gaussian.conditional_mean(t, x, source, target), last=0.99)
+    x = jnp.array([0.7, -1.1])
+    for t in (0.0, 0.3, 0.9, 0.99):
+        np.testing.assert_allclose(velocity(t, x), gaussian.velocity(t, x, source, target), atol=1e-12)
+
+
+def test_velocity_from_target_is_finite_at_the_end_and_off_by_the_order_it_says():
+    source, target = two_gaussians()
+    x, exact = jnp.array([0.7, -1.1]), gaussian.velocity(1.0, jnp.array([0.7, -1.1]), source, target)
+    errors = []
+    for last in (0.99, 0.999, 0.9999):
+        v = networks.VelocityFromTarget(lambda t, x: gaussian.conditional_mean(t, x, source, target), last)
+        errors.append(float(jnp.linalg.norm(v(1.0, x) - exact)))
+    slopes = -np.diff(np.log10(errors))
+    assert np.abs(slopes - 1).max() < 0.05, errors  # first order in 1 - last
+    assert np.isfinite(jax.jacfwd(lambda x: v(1.0, x))(x)).all()
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: networks.MLP(0, rngs=rngs()), "shape"),
+        (lambda: networks.MLP(2, width=0, rngs=rngs()), "width"),
+        (lambda: networks.MLP(2, rngs=rngs())(0.5, jnp.ones(3)), r"x must have shape \(2,\).*got \(3,\)"),
+        (lambda: networks.MLP(2, rngs=rngs())(1.5, jnp.ones(2)), r"t must lie in \[0, 1\], got 1.5"),
+        (lambda: networks.MLP(2, rngs=rngs())(jnp.zeros(4), jnp.ones(2)), "t must be a scalar"),
+        (lambda: networks.UNet((9, 9), (4, 8), patch=2, rngs=rngs()), "patch"),
+        (lambda: networks.UNet((8, 8), (4,), rngs=rngs()), "channels"),
+        (lambda: networks.UNet((8,), (4, 8), rngs=rngs()), "shape must be"),
+        (lambda: networks.UNet((8, 8), (4, 8), time=8, rngs=rngs())(0.5, jnp.ones((2, 8, 8))), "x must have shape"),
+        (lambda: networks.Classifier((8, 8), 0, rngs=rngs()), "outputs"),
+        (lambda: networks.Classifier((8, 8), 2, (4, 8), (1,), rngs=rngs()), "depths"),
+        (lambda: networks.Classifier((8, 8), 2, rngs=rngs())(jnp.ones((8, 7))), "x must have shape"),
+        (lambda: networks.VelocityFromTarget(lambda t, x: x, last=1.0), "last"),
+        (lambda: networks.VelocityFromTarget(lambda t, x: x[:1])(0.5, jnp.ones(2)), "prediction must have shape"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
