@@ -259,7 +259,7 @@ def _products(f, x0, key, settings):
 def wiggle_moment(
     f: Features,
     key: PRNGKeyArray,
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     samples: int,
     method: str = "rows",
     eps: float = 1e-3,
@@ -294,7 +294,7 @@ def wiggle_moment(
 def feature_covariance(
     f: Features,
     key: PRNGKeyArray,
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     samples: int,
     method: str = "rows",
     eps: float = 1e-3,
@@ -319,7 +319,7 @@ def feature_covariance(
 def held_moment(
     f: Features,
     key: PRNGKeyArray,
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     samples: int,
     held: int | Sequence[int],
     weighting: str = "inverse_norm",

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, ArrayLike, Float
 
 from cdelta import _check
@@ -68,7 +69,7 @@ class Flow:
     velocity: Callable[[Array, Array], Array]
     solver: str = "heun"
     steps: int = 20
-    times: Sequence[float] | None = None
+    times: Sequence[float | int] | Float[ArrayLike, " nodes"] | None = None
     rtol: float | None = None
     atol: float | None = None
     max_steps: int = 4096
@@ -293,6 +294,6 @@ def _has_convolution(jaxpr: Any) -> bool:
     """Whether a convolution occurs in the computation, at any depth."""
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(map(_has_convolution, jax.core.jaxprs_in_params(equation.params)))
+        or any(map(_has_convolution, jaxprs_in_params(equation.params)))
         for equation in jaxpr.eqns
     )

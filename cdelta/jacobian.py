@@ -8,13 +8,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from cdelta import _check
 
 
 def finite_difference(
-    f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"], probe: Float[ArrayLike, "*probes"], eps: float
+    f: Callable[[Array], Array],
+    x0: Float[ArrayLike, "*shape"],
+    probe: Float[ArrayLike, "*probes"],
+    eps: Shaped[ArrayLike, ""],
 ) -> Float[Array, "..."]:
     r"""The paper's wiggle: a forward difference along a probe (T15).
 
@@ -28,7 +31,7 @@ def finite_difference(
     x0, probe = _point_and_probe(x0, probe)
     if _check.concrete(eps) and not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")
-    base = f(x0)
+    base, eps = f(x0), jnp.asarray(eps, x0.dtype)
 
     def quotient(z):
         return (f(x0 + eps * z) - base) / eps
@@ -59,7 +62,7 @@ def values_and_jvp(
     return product(probe) if probe.ndim == x0.ndim else jax.vmap(product, out_axes=(None, 0))(probe)
 
 
-def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[Array, " n *shape"]:
+def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[Array, "..."]:
     r"""The exact Jacobian, one row a feature: :math:`\nabla f_i(x_0)`, by reverse mode over one shared evaluation of f.
 
     Shapes: ``f(x0)`` is ``[n]`` (or any shape), the result ``[n, *shape]``. Costs n reverse passes; nothing is
@@ -70,7 +73,7 @@ def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[A
 
 def values_and_rows(
     f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]
-) -> tuple[Float[Array, " n"], Float[Array, " n *shape"]]:
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""``f(x0)`` and :func:`rows` from the same evaluation."""
     x0 = _check.as_float("x0", x0)
     values, pullback = jax.vjp(f, x0)

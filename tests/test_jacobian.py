@@ -1,0 +1,104 @@
+"""Products of Jacobians against matrices known by hand, against each other, and against the two error regimes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdelta import jacobian
+
+MATRIX = jax.random.normal(jax.random.key(0), (4, 6))
+X0 = jax.random.normal(jax.random.key(1), (2, 3))
+PROBES = jax.random.normal(jax.random.key(2), (5, 2, 3))
+
+
+def f(x):
+    return jnp.sin(MATRIX @ x.ravel())
+
+
+# by hand: the derivative of sin(Mx) is diag(cos(Mx)) M
+EXACT = np.cos(MATRIX @ X0.ravel())[:, None] * MATRIX
+
+
+def test_jvp_and_rows_are_exact():
+    np.testing.assert_allclose(jacobian.jvp(f, X0, PROBES[0]), EXACT @ PROBES[0].ravel(), rtol=1e-12)
+    np.testing.assert_allclose(jacobian.rows(f, X0), EXACT.reshape(4, 2, 3), rtol=1e-12)
+    values, rows = jacobian.values_and_rows(f, X0)
+    np.testing.assert_array_equal(values, f(X0))
+    np.testing.assert_array_equal(rows, jacobian.rows(f, X0))
+
+
+def test_rows_of_a_map_to_an_image_and_of_a_scalar():
+    np.testing.assert_allclose(jacobian.rows(lambda x: f(x).reshape(2, 2), X0), EXACT.reshape(2, 2, 2, 3), rtol=1e-12)
+    np.testing.assert_allclose(jacobian.rows(lambda x: f(x)[1], X0), EXACT[1].reshape(2, 3), rtol=1e-12)
+
+
+@pytest.mark.parametrize("product", [jacobian.jvp, lambda *a: jacobian.finite_difference(*a, 1e-3)])
+def test_many_probes_are_the_probes_one_by_one(product):
+    together = product(f, X0, PROBES)
+    assert together.shape == (5, 4)
+    np.testing.assert_allclose(together, [product(f, X0, probe) for probe in PROBES], rtol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp", "finite_difference"])
+def test_the_primal_is_evaluated_once_whatever_the_number_of_probes(method):
+    calls = []
+
+    def counted(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return f(x)
+
+    if method == "rows":
+        jacobian.rows(counted, X0)
+    elif method == "jvp":
+        jacobian.jvp(counted, X0, PROBES)
+    else:
+        jacobian.finite_difference(counted, X0, PROBES, 1e-3)
+    jax.effects_barrier()
+    assert len(calls) == (2 if method == "finite_difference" else 1)  # there: once, and once for all probes
+
+
+def test_the_forward_difference_errs_in_proportion_to_eps_and_the_central_one_to_its_square():
+    exact = EXACT @ PROBES[0].ravel()
+
+    def errors(eps):
+        ahead, behind = (jacobian.finite_difference(f, X0, PROBES[0], e) for e in (eps, -eps))
+        return np.abs(ahead - exact).max(), np.abs((ahead + behind) / 2 - exact).max()
+
+    (coarse, coarse_central), (fine, fine_central) = errors(1e-2), errors(1e-3)
+    assert coarse / fine == pytest.approx(10, rel=0.1)
+    assert coarse_central / fine_central == pytest.approx(100, rel=0.1)
+
+
+def test_in_single_precision_a_small_eps_is_rounding():
+    x, probe, exact = X0.astype(jnp.float32), PROBES[0].astype(jnp.float32), EXACT @ PROBES[0].ravel()
+    errors = [np.abs(jacobian.finite_difference(f, x, probe, eps) - exact).max() for eps in (1e-6, 1e-3, 0.3)]
+    assert errors[0] > 10 * errors[1] < errors[2]
+    assert np.abs(jacobian.jvp(f, x, probe) - exact).max() < 1e-5
+
+
+def test_products_work_under_jit_and_vmap():
+    batch = jnp.stack([X0, 2 * X0])
+    rows = jax.jit(jax.vmap(lambda x: jacobian.rows(f, x)))(batch)
+    for product in (
+        jax.jit(jax.vmap(lambda x: jacobian.jvp(f, x, PROBES)))(batch),
+        jax.jit(jax.vmap(lambda x, eps: jacobian.finite_difference(f, x, PROBES, eps), (0, None)))(batch, 1e-6),
+    ):
+        np.testing.assert_allclose(product, np.einsum("bnij,pij->bpn", rows, PROBES), atol=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jacobian.jvp(f, X0, PROBES[0, 0]), r"probe must have x0's shape \(2, 3\).*got \(3,\)"),
+        (lambda: jacobian.jvp(f, X0, PROBES[None]), "probe must have x0's shape"),
+        (lambda: jacobian.finite_difference(f, X0, PROBES[0].T, 1e-3), "probe must have x0's shape"),
+        (lambda: jacobian.finite_difference(f, X0, PROBES[0], 0.0), "eps must be a finite number other than 0"),
+        (lambda: jacobian.finite_difference(f, X0, PROBES[0], np.nan), "eps must be a finite number other than 0"),
+        (lambda: jacobian.rows(f, "latent"), "x0 must be an array of numbers, got str"),
+    ],
+)
+def test_bad_input_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
