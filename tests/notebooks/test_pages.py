@@ -1,0 +1,160 @@
+"""Every built page in a browser without network; and, for each thing that is looked for, a page that has it.
+
+Needs the book (`make book`) and a Chromium; without either it fails, it does not skip.
+"""
+
+import json
+import shutil
+
+import nbformat
+import pytest
+
+from tests.notebooks import ROOT, pages
+
+SITE = ROOT / "_build" / "html"
+
+PAGE = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>t</title>
+<meta name="viewport" content="width=device-width">
+<style>body {{ background: #fff; color: #222 }} [data-theme=dark] body {{ background: #111; color: #ddd }}
+a {{ color: inherit }}</style>
+<script>window.MathJax = {{tex: {{macros: {{E: "\\\\mathbb{{E}}"}}}}}}</script>
+<script defer src="mathjax/tex-svg-full.js"></script>{head}</head><body><main>
+<h1 id="title">A title</h1><p>Text, <span class="math">\\(\\E[x] = \\frac{{1}}{{2}}\\)</span>, and
+<a href="#title">a link</a>, <a href="other.html#there">another</a>, <a href="data.txt">a file</a>,
+<a href="https://example.org/">outside</a>.</p><pre>raw \\(TeX\\) in $code_x$ and $$</pre><p>It costs $5 or $6.</p>
+<figure><svg role="img" aria-label="a circle" width="9" height="9"><circle r="4"/></svg>
+<img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></figure>{body}</main></body></html>"""
+
+BROKEN = {
+    "red formula": '<p><span class="math">\\(\\undefinedmacro{x}\\)</span></p>',
+    "red formula: unbalanced": '<p><span class="math">\\(\\left( x\\)</span></p>',
+    "raw formula: open brace": '<p><span class="math">\\(\\frac{1\\)</span></p>',
+    "raw formula": "<p>Here $x_t$ was not set.</p>",
+    "raw formula: display": "<p>$$ x = 1</p>",
+    "raw formula: command": "<p>the \\mathbb{E} of it</p>",
+    "console error": "<script>console.error('something broke')</script>",
+    "console error: exception": "<script>undefinedFunction()</script>",
+    "outside request": '<img alt="far away" src="https://example.org/a.png">',
+    "outside request: script": '<script src="http://example.org/a.js"></script>',
+    "outside request: fetch": "<script>fetch('https://example.org/data.json').catch(() => 0)</script>",
+    "outside request: style": "<style>@import url('https://example.org/a.css');</style>",
+    "missing file": '<script src="not_there.js"></script>',
+    "broken link": '<a href="nowhere.html">a link</a>',
+    "broken link: outside the site": '<a href="../elsewhere.txt">a link</a>',
+    "broken anchor": '<a href="#nothing">a link</a>',
+    "broken anchor: another page": '<a href="other.html#nothing">a link</a>',
+    "no alt text": '<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">',
+    "no alt text: empty": '<img alt=" " src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">',
+    "no alt text: svg": '<figure><svg width="9" height="9"><circle r="4"/></svg></figure>',
+    "no alt text: svg without label": '<svg role="img" width="9" height="9"><circle r="4"/></svg>',
+    "no alt text: canvas": "<canvas width='9' height='9'></canvas>",
+    "overflow": '<div style="width: 2000px">wide</div>',
+    "overflow: phone": '<div style="width: 600px">wide</div>',
+    "unreadable": '<p style="color: #ddd; background: #fff">pale</p>',
+    "unreadable: dark": '<p style="color: #222">ink on black</p>',
+    "unreadable: svg": '<svg role="img" aria-label="a word"><text y="20" fill="#eee">pale</text></svg>',
+}
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """One site with a sound page, and a page for each thing that can be broken."""
+    folder = tmp_path_factory.mktemp("site").resolve()
+    root = folder / "html"
+    (root / "mathjax").mkdir(parents=True)
+    shutil.copy(ROOT / "book/_static/mathjax/tex-svg-full.js", root / "mathjax")
+    (root / "data.txt").write_text("data")
+    (folder / "elsewhere.txt").write_text("not of this site")
+    for index, body in enumerate(BROKEN.values()):
+        (root / f"broken{index}.html").write_text(PAGE.format(head="", body=body))
+    (root / "sound.html").write_text(PAGE.format(head="", body=""))
+    (root / "other.html").write_text(PAGE.format(head="", body='<p id="there">there</p>'))
+    forward = '<meta http-equiv="refresh" content="0; url=sound.html">'
+    (root / "forward.html").write_text(f"<!DOCTYPE html><html><head>{forward}</head><body></body></html>")
+    found = {}
+    for problem in pages.check(root):
+        found.setdefault(problem.page, []).append(problem)
+    return found
+
+
+def test_sound_pages_have_no_problem(site):
+    assert [site.get(page) for page in ("sound.html", "other.html", "forward.html")] == [None, None, None]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_kind_of_problem_is_found(site, name):
+    kind = name.split(":")[0]
+    problems = site.get(f"broken{list(BROKEN).index(name)}.html", [])
+    assert kind in {problem.kind for problem in problems}
+    # and nothing else is reported, except what a browser itself adds to a failed request
+    assert {problem.kind for problem in problems} <= {kind, "console error"}
+
+
+def test_no_page_is_no_success(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no page below"):
+        pages.check(tmp_path)
+
+
+def test_missing_browser_is_said(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"apt-get install chromium.*CHROMIUM"):
+        pages.find_chromium()
+
+
+@pytest.fixture(scope="session")
+def book():
+    if not (SITE / "index.html").is_file():
+        pytest.fail("the book is not built: make book")
+    return SITE
+
+
+def test_built_pages(book):
+    problems = pages.check(book)
+    assert not problems, "\n" + "\n".join(f"{p.page}: {p.kind}: {p.detail}" for p in problems)
+
+
+@pytest.fixture(scope="module")
+def tab():
+    with pages.browser() as tab:
+        tab.width(1280)
+        yield tab
+
+
+CHAPTERS = sorted(path.stem for path in (SITE / "book" / "executed").glob("[0-9]*.html"))
+
+
+def test_search_finds_a_chapter(book, tab):
+    tab.open((book / "search.html").as_uri() + "?q=conditional+mean")
+    links = tab.evaluate(
+        """(async () => { for (let i = 0; i < 100; i++) {
+             const found = [...document.querySelectorAll('#search-results li a')].map(a => a.getAttribute('href'));
+             if (found.length) return found;
+             await new Promise(done => setTimeout(done, 100)); } return []; })()"""
+    )
+    assert any("01_linear_maps" in link for link in links)
+
+
+def test_preview_of_a_formula_appears(book, tab):
+    tab.open((book / "book/executed/01_linear_maps.html").as_uri())
+    shown = tab.evaluate(
+        """(async () => { const link = document.querySelector('.bd-article a[href="#equation-eq-t1"]');
+             link.dispatchEvent(new MouseEvent('mouseenter')); link.dispatchEvent(new FocusEvent('focus'));
+             for (let i = 0; i < 50; i++) { const tip = document.querySelector('.tippy-box mjx-container');
+               if (tip) return tip.closest('.tippy-box').querySelectorAll('[data-mml-node="merror"]').length;
+               await new Promise(done => setTimeout(done, 100)); } return 'no preview'; })()"""
+    )
+    assert shown == 0
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_can_be_downloaded(book, name):
+    """As it was executed, and as its source; neither knows where it was made."""
+    sources = book / "_sources"
+    notebook = nbformat.read(sources / "book" / "executed" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip())
+    assert (sources / "notebooks" / f"{name}.md").read_text() == (ROOT / "notebooks" / f"{name}.md").read_text()
+    assert str(ROOT) not in json.dumps(notebook)
+    page = (book / "book" / "executed" / f"{name}.html").read_text()
+    assert f"../../_sources/book/executed/{name}.ipynb" in page and f"../../_sources/notebooks/{name}.md" in page
