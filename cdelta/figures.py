@@ -26,6 +26,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon
+from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
 # Okabe and Ito's hues, darkened until a line of any of them has a contrast of 3:1 on white
@@ -503,7 +504,9 @@ def ellipse(ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0
     return ax.add_patch(Polygon(ellipse_points(mean, cov, nsigma), closed=True, **options))
 
 
-def arrows(ax: Axes, points: ArrayLike, vectors: ArrayLike, color: str = BLUE, scale: float | int = 1.0, **options: Any):
+def arrows(
+    ax: Axes, points: ArrayLike, vectors: ArrayLike, color: str = BLUE, scale: float | int = 1.0, **options: Any
+) -> Quiver:
     """Arrows ``scale * vectors`` from ``points`` (both ``[n, 2]``), in data coordinates: lengths compare by eye."""
     points, vectors = np.asarray(points, dtype=float), scale * np.asarray(vectors, dtype=float)
     options = {"width": 0.0035, "headwidth": 4.0, "headlength": 5.0, "headaxislength": 4.5, "zorder": 3, **options}
