@@ -243,7 +243,7 @@ def fit(
         raise ValueError(f"checkpoints holds a run of {done} steps, more than steps = {steps}")
 
     advance = functools.partial(
-        _advance, graph=graph, objective=objective, optimizer=optimizer, ema=ema, sampler=sampler
+        _advance, graph=graph, objective=objective, optimizer=optimizer, ema=float(ema), sampler=sampler
     )
     start = time.monotonic()
     with _progress(steps, done, progress) as bar:

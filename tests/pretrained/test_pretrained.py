@@ -1,0 +1,138 @@
+"""The shipped networks are what their manifests and the present code say."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cdelta import networks, pretrained, training
+from cdelta.pretrained import RECIPES, Recipe
+
+NAMES = sorted(path.stem for path in pretrained.FOLDER.glob("*.json"))
+
+
+def test_every_recipe_is_shipped_and_small():
+    assert sorted(RECIPES) == NAMES, "make train makes what is missing"
+    assert {path.stem for path in pretrained.FOLDER.glob("*.safetensors")} == set(NAMES)
+    sizes = {name: (pretrained.FOLDER / f"{name}.safetensors").stat().st_size for name in NAMES}
+    assert max(sizes.values()) <= 4 * 2**20, sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_and_the_data_are_those_of_the_manifest(name):
+    manifest = pretrained.read_manifest(name)
+    assert manifest["recipe"] == RECIPES[name].as_json(), "the recipe has changed: train again (make train)"
+    assert manifest["data_sha256"] == pretrained.data_checksum(RECIPES[name])
+    for fact in ("versions", "seconds", "losses", "parameters"):
+        assert manifest[fact]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_still_trains_as_the_manifest_says(name):
+    """The first three losses of a run started now; they change with network, loss, optimizer and data."""
+    manifest = pretrained.read_manifest(name)
+    losses = RECIPES[name].fit(steps=3, progress=False).losses
+    np.testing.assert_allclose(losses, manifest["first_losses"], rtol=2e-4, err_msg="train again (make train)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_still_have_the_held_out_loss_of_the_manifest(name):
+    manifest, network = pretrained.read_manifest(name), pretrained.load(name)
+    loss, stderr = RECIPES[name].held_out_loss(network)
+    np.testing.assert_allclose([loss, stderr], [manifest["held_out_loss"], manifest["held_out_stderr"]], rtol=2e-3)
+    assert networks.parameter_count(network) == manifest["parameters"]
+
+
+def test_the_classifier_reads_held_out_digits():
+    images, labels = RECIPES["digit_classifier"].samples("held_out")
+    logits = jax.jit(jax.vmap(pretrained.load("digit_classifier")))(images)
+    accuracy = np.mean(np.argmax(logits, 1) == labels)
+    assert accuracy > 0.95
+
+
+# ----------------------------------------------------------------------------------------- saving, loading, training
+
+
+def tiny(**changes):
+    return dataclasses.replace(
+        Recipe("MLP", {"shape": (28, 28), "width": 4, "layers": 1}, "mnist", {"digits": (5,)}, steps=3, warmup=1),
+        **changes,
+    )
+
+
+def weights(network):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(network))]
+
+
+@pytest.mark.parametrize("kind", ["MLP", "paper", "classifier"])
+def test_what_is_saved_is_loaded(tmp_path, kind):
+    recipe = {
+        "MLP": tiny(),
+        "paper": tiny(network="UNet", arguments={"shape": (8, 8), "channels": (2, 2), "residual": False, "time": 4}),
+        "classifier": tiny(
+            network="Classifier", arguments={"shape": (8, 8), "outputs": 2, "channels": (4,), "depths": (1,)}
+        ),
+    }[kind]
+    network = recipe.build()
+    if kind == "paper":  # running averages are weights too
+        network.down[0][0].norm_first.mean[...] = jnp.array([3.0, 4.0], jnp.float32)
+    pretrained.save("it", network, tmp_path, recipe=recipe.as_json())
+    for a, b in zip(weights(network), weights(pretrained.load("it", tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it.json", "it.safetensors"]
+
+
+def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "RECIPES", {"it": tiny(objective="target_loss")})
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    pretrained.train("it", tmp_path)
+    velocity, manifest = pretrained.load("it", tmp_path), pretrained.read_manifest("it", tmp_path)
+    assert isinstance(velocity, networks.VelocityFromTarget) and velocity(0.5, jnp.ones((28, 28))).shape == (28, 28)
+    assert len(manifest["losses"]) == 3 and manifest["losses"] == pytest.approx(manifest["first_losses"], abs=1e-5)
+    content = (tmp_path / "it.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == manifest["sha256"]
+    again = training.fit(
+        tiny().build(),
+        tiny().samples("train"),
+        jax.random.key(0),
+        steps=3,
+        batch=64,
+        objective=training.target_loss,
+        optimizer=training.adamw(2e-3, 3, 1),
+        progress=False,
+    )
+    for a, b in zip(weights(again.network), weights(velocity.network), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"name must be one of .*'nothing'"):
+        pretrained.load("nothing")
+    pretrained.save("it", tiny().build(), tmp_path, recipe=tiny().as_json())
+    weights_file = tmp_path / "it.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"?")
+    with pytest.raises(OSError, match=r"it\.safetensors is damaged"):
+        pretrained.load("it", tmp_path)
+    pretrained.save(
+        "it", tiny().build(), tmp_path, recipe=tiny(arguments={"shape": (28, 28), "width": 5, "layers": 1}).as_json()
+    )
+    with pytest.raises(OSError, match="have shape"):
+        pretrained.load("it", tmp_path)
+
+
+def test_the_command_refuses_an_unknown_name():
+    result = subprocess.run([sys.executable, "-m", "cdelta.pretrained", "sixes"], capture_output=True, text=True)
+    assert result.returncode == 2 and "unknown: sixes" in result.stderr and "fives" in result.stderr
+
+
+def test_a_recipe_survives_json():
+    for recipe in RECIPES.values():
+        again = Recipe(**json.loads(json.dumps(recipe.as_json())))
+        assert again.as_json() == recipe.as_json()
