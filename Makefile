@@ -50,7 +50,9 @@ lock:
 execute: $(STAMP)
 	$(BIN)/python book/execute.py --profile $(PROFILE) --jobs $(JOBS)
 
+# Built clean each time: Sphinx would keep stale style sheets, numbers glued from other pages, and pages that are no more.
 book: execute
+	rm -rf _build/html _build/.doctrees _build/jupyter_execute
 	$(BIN)/jupyter-book build . -W --keep-going -n -q
 	@echo "The book is built. Open $(CURDIR)/$(PAGES)"
 

@@ -138,7 +138,7 @@ def test_search_finds_a_chapter(book, tab):
 def test_preview_of_a_formula_appears(book, tab):
     tab.open((book / "book/executed/01_linear_maps.html").as_uri())
     shown = tab.evaluate(
-        """(async () => { const link = document.querySelector('.bd-article a[href="#equation-eq-t1"]');
+        """(async () => { const link = document.querySelector('.bd-article a.reference[href="#equation-eq-t1"]');
              link.dispatchEvent(new MouseEvent('mouseenter')); link.dispatchEvent(new FocusEvent('focus'));
              for (let i = 0; i < 50; i++) { const tip = document.querySelector('.tippy-box mjx-container');
                if (tip) return tip.closest('.tippy-box').querySelectorAll('[data-mml-node="merror"]').length;
