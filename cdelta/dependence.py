@@ -61,7 +61,9 @@ class Moment:
     def estimate(self, function: Callable[[np.ndarray], ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
         """A function of the matrix, and its standard error (of the same shape)."""
         value = np.asarray(function(self.matrix))
-        return value, self._stderr(value, np.stack([np.asarray(function(matrix)) for matrix in self.replicates]))
+        return value, np.asarray(
+            self._stderr(value, np.stack([np.asarray(function(matrix)) for matrix in self.replicates]))
+        )
 
     def _stderr(self, value, replicates):
         if len(self.shares) < 2:
@@ -365,10 +367,11 @@ def filtered_moment(differences: Float[ArrayLike, "N n"], held: int | Sequence[i
     threshold. ``samples`` of the result is the number kept. Raises ValueError for an index out of range, a threshold
     that is not positive, and one that keeps nothing.
     """
-    differences = np.asarray(_check.as_float("differences", differences), dtype=np.float64)
+    differences = _check.as_float("differences", differences)
     if differences.ndim != 2 or not differences.size:
         raise ValueError(f"differences must be a matrix [N, n] of wiggles, got shape {differences.shape}")
     _check.finite("differences", differences)
+    differences = np.asarray(differences, dtype=np.float64)
     held = _indices("held", held, differences.shape[1])
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")

@@ -1,0 +1,423 @@
+"""Estimators against Hermite expansions, quadrature and Schur complements; error bars against independent repeats."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import cdelta
+from cdelta import dependence, gaussian, jacobian
+from cdelta.dependence import feature_covariance, filtered_moment, held_moment, wiggle_moment
+from tests import laws
+
+KEY = jax.random.key(0)
+
+# Features with a known Hermite expansion: f_i = sum_n a[n, i] He_n(u_i . x) with unit vectors u_i, so that
+# E[He_n(u.x) He_m(v.x)] = [n = m] n! (u.v)^n gives every moment in closed form.
+U = np.array(jax.random.normal(jax.random.key(1), (3, 4)))
+U /= np.linalg.norm(U, axis=1, keepdims=True)
+A = np.array([[1.0, -0.8, 0.5], [0.3, 0.4, -0.5], [0.1, 0.0, 0.15]])  # orders 1, 2, 3
+FACTORIALS = np.array([1.0, 2.0, 6.0])
+COMPONENTS = FACTORIALS[:, None, None] * A[:, :, None] * A[:, None, :] * (U @ U.T) ** np.array([1, 2, 3])[:, None, None]
+COVARIANCE = COMPONENTS.sum(0)
+WIGGLE = (np.array([1, 2, 3])[:, None, None] * COMPONENTS).sum(0)
+
+
+def hermite(x):
+    s = U @ x
+    return A[0] * s + A[1] * (s**2 - 1) + A[2] * (s**3 - 3 * s)
+
+
+def linear(x):
+    return jnp.asarray(U) @ x.ravel()
+
+
+def scores(moment, exact):
+    """z-scores of the distinct entries."""
+    upper = np.triu_indices(len(exact))
+    return ((moment.matrix - exact) / moment.stderr)[upper]
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp", "finite_difference"])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_moments_of_polynomials_are_those_of_their_hermite_expansions(method, antithetic):
+    for estimator, exact in ((wiggle_moment, WIGGLE), (feature_covariance, COVARIANCE)):
+        moment = estimator(hermite, KEY, (4,), 20_000, method, eps=1e-5, antithetic=antithetic)
+        assert np.abs(scores(moment, exact)).max() < 4
+        assert moment.stderr.max() < 0.1
+        assert moment.samples == 20_000
+    assert np.abs(scores(moment, WIGGLE)).max() > 10  # and the two are far apart
+
+
+def test_covariance_is_that_of_samples():
+    x = jax.random.normal(jax.random.key(7), (200_000, 4))
+    features = np.asarray(jax.vmap(hermite)(x))
+    products = np.einsum("si,sj->sij", features - features.mean(0), features - features.mean(0))
+    error = np.sqrt(products.var(0) / len(x))
+    np.testing.assert_array_less(np.abs(products.mean(0) - COVARIANCE), 4 * error)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 4])
+def test_probes_are_unbiased_and_as_many_as_dimensions_are_exact(probes):
+    moment = wiggle_moment(linear, KEY, (2, 2), 4000, "jvp", probes=probes)
+    exact = U @ U.T
+    if probes == 4:
+        np.testing.assert_allclose(moment.matrix, exact, atol=1e-13)
+    else:
+        assert np.abs(scores(moment, exact)).max() < 4
+    settings = dependence._Wiggle((2, 2), "float64", "jvp", 1e-3, probes)
+    z = dependence._probes(KEY, settings).reshape(probes, 4)
+    np.testing.assert_allclose(z @ z.T, 4 * np.eye(probes), atol=1e-13)
+
+
+def test_a_linear_map_is_exact_and_its_partial_moment_is_the_held_one():
+    moment = wiggle_moment(linear, KEY, (4,), 50)
+    np.testing.assert_allclose(moment.matrix, U @ U.T, atol=1e-14)
+    assert moment.stderr.max() < 1e-14
+    assert moment.effective_samples == pytest.approx(50)
+    for held in (1, (0, 2)):
+        # independently: regress the rows on the held ones
+        rest = U - U @ np.linalg.pinv(U[np.atleast_1d(held)]) @ U[np.atleast_1d(held)]
+        for weighting, method in itertools.product(("inverse_norm", "uniform"), ("rows", "jvp")):
+            found = held_moment(
+                linear, KEY, (4,), 50, held, weighting, method=method, probes=4 if method == "jvp" else 1
+            )
+            np.testing.assert_allclose(found.matrix, rest @ rest.T, atol=1e-13)
+        partial = moment.partial(held)
+        np.testing.assert_allclose(partial.matrix, rest @ rest.T, atol=1e-13)
+        assert partial.held == tuple(np.atleast_1d(held))
+        assert np.isnan(partial.correlation[list(partial.held)]).all()
+
+
+def test_wiggles_of_a_gaussian_flow_recover_its_covariance():
+    source, target = cdelta.Gaussian.standard(3), laws.gaussian(jax.random.key(5), 3)
+    flow = cdelta.Flow(lambda t, x: gaussian.velocity(t, x, source, target), "rk4", 40)
+    for estimator in (wiggle_moment, feature_covariance):
+        moment = estimator(flow, KEY, (3,), 10)
+        np.testing.assert_allclose(moment.matrix, target.cov, rtol=1e-6)
+        sd = np.sqrt(np.diagonal(target.cov))
+        np.testing.assert_allclose(moment.correlation, target.cov / np.outer(sd, sd), rtol=1e-6, atol=1e-7)
+
+
+def bent(x):
+    return jnp.stack([x[0] + 0.5 * x[1] ** 2, jnp.sin(x[0]) + 1.5 * x[1], x[0] * x[1]])
+
+
+def bent_rows(x, y):
+    """The Jacobian of ``bent``, by hand."""
+    return np.array([[1, y], [np.cos(x), 1.5], [y, x]])
+
+
+@pytest.mark.parametrize("weighting", ["inverse_norm", "uniform"])
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_held_moment_is_its_formula_by_quadrature(weighting, method):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    total, mass = 0, 0
+    for (x, wx), (y, wy) in itertools.product(zip(nodes, weights, strict=True), repeat=2):
+        rows = bent_rows(x, y)
+        a = rows[1]
+        w = wx * wy * (1 / np.linalg.norm(a) if weighting == "inverse_norm" else 1)
+        total += w * rows @ (np.eye(2) - np.outer(a, a) / (a @ a)) @ rows.T
+        mass += w
+    moment = held_moment(bent, KEY, (2,), 40_000, 1, weighting, method=method)
+    exact = total / mass
+    keep = np.ix_([0, 2], [0, 2])
+    assert np.abs((moment.matrix - exact)[keep] / moment.stderr[keep]).max() < 4
+    assert (moment.matrix[1] == 0).all() and (moment.matrix[:, 1] == 0).all()
+    assert np.isnan(moment.correlation[1]).all() and np.isfinite(moment.correlation[keep]).all()
+
+
+def test_several_held_features_have_the_weight_of_their_gram_determinant():
+    # bent's last two features and a third latent that only the first feature sees
+    def features(x):
+        return jnp.concatenate([bent(x[:2]) + jnp.array([1.0, 0, 0]) * x[2] * (1 + x[0] ** 2), x[2:]])
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    total, mass = 0, 0
+    for (x, wx), (y, wy) in itertools.product(zip(nodes, weights, strict=True), repeat=2):
+        gram = bent_rows(x, y)[1:] @ bent_rows(x, y)[1:].T
+        w = wx * wy / np.sqrt(np.linalg.det(gram))
+        total, mass = total + w * (1 + x**2) ** 2, mass + w  # what is left moves x[2] alone
+    moment = held_moment(features, KEY, (3,), 200_000, (1, 2))
+    found, error = moment.matrix[3, 3], moment.matrix[0, 0]
+    assert found == pytest.approx(1, abs=1e-12)
+    assert moment.effective_samples < 100_000  # 1/|det| has heavy tails: the error bar must know
+    assert abs(error - total / mass) < 4 * moment.stderr[0, 0] + 0.05
+
+
+def test_the_filter_tends_to_the_held_moment():
+    keys = jax.random.split(jax.random.key(3), 2)
+    x, z = (jax.random.normal(key, (400_000, 2)) for key in keys)
+    wiggles = jax.vmap(lambda x, z: jacobian.jvp(bent, x, z))(x, z)
+    filtered = filtered_moment(wiggles, 1, 0.05)
+    held = held_moment(bent, KEY, (2,), 100_000, 1)
+    assert 5_000 < filtered.samples < 20_000
+    z = (filtered.matrix - held.matrix)[::2, ::2] / np.hypot(filtered.stderr, held.stderr)[::2, ::2]
+    assert np.abs(z).max() < 4
+    kept = np.asarray(wiggles)[np.abs(np.asarray(wiggles)[:, 1]) < 0.05]
+    np.testing.assert_allclose(filtered.matrix, kept.T @ kept / len(kept), rtol=1e-10)
+    both = filtered_moment(wiggles, (0, 1), 0.3)
+    assert both.samples == (np.abs(np.asarray(wiggles)[:, :2]) < 0.3).all(1).sum()
+
+
+def test_latents_where_nothing_can_be_held_are_left_out_and_counted():
+    def saturating(x):  # feature 1 does not move where x[0] < 0
+        return jnp.stack([x[0] + x[1], jax.nn.relu(x[0]), x[2] * (1 + jnp.sign(x[0]))])
+
+    moment = held_moment(saturating, KEY, (3,), 20_000, 1)
+    assert moment.degenerate == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(20_000))
+    assert moment.samples == round(20_000 * (1 - moment.degenerate))
+    np.testing.assert_allclose(moment.matrix, np.diag([1.0, 0, 4]), atol=1e-12)
+    doubled = held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, 1)
+    assert doubled.degenerate == 0
+    with pytest.raises(ValueError, match=r"features \[1, 2\] cannot be held: .* every one of 10 latents"):
+        held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, (1, 2))
+
+
+REPEATS = 400
+
+
+def spread(errors, stderrs):
+    """z-scores must have mean square 1: its own z-score, from the repeats' fourth moment."""
+    squares = (np.asarray(errors) / np.asarray(stderrs)) ** 2
+    return squares.mean(), (squares.mean() - 1) / (squares.std() / np.sqrt(len(squares)))
+
+
+def heavy(x):  # S(x0) has log-normal tails: kurtosis about 40
+    return jnp.stack([jnp.exp(0.45 * x[0]), x[0] + x[1] + 0.3 * x[1] ** 2, jnp.sin(x[1]) + x[2] + 0.5 * x[0]])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        lambda key: wiggle_moment(heavy, key, (3,), 2000),
+        lambda key: wiggle_moment(heavy, key, (3,), 2000, "jvp"),
+        lambda key: feature_covariance(heavy, key, (3,), 2000),
+        lambda key: held_moment(heavy, key, (3,), 2000, 1),
+    ],
+    ids=["wiggle", "jvp", "covariance", "held"],
+)
+def test_standard_errors_are_calibrated(estimator):
+    """Over independent repeats errors have the size that each repeat reports: entries, correlation, partial moment."""
+    moments = [estimator(key) for key in jax.random.split(jax.random.key(11), REPEATS)]
+    functions = {
+        "variance": lambda m: (m.matrix[0, 0], m.stderr[0, 0]),
+        "covariance": lambda m: (m.matrix[0, 2], m.stderr[0, 2]),
+        "correlation": lambda m: (m.correlation[0, 2], m.correlation_stderr[0, 2]),
+        "partial": lambda m: (m.partial(2).matrix[0, 0], m.partial(2).stderr[0, 0]),
+        "function": lambda m: m.estimate(lambda matrix: matrix[0, 0] / matrix[2, 2]),
+    }
+    for name, function in functions.items():
+        values, errors = np.array([function(moment) for moment in moments]).T
+        mean_square, z = spread(values - values.mean(), errors)
+        assert abs(z) < 4, (name, mean_square, z)
+        # and the mean of the reported variances is the variance found, heavy tails or not
+        ratio = (errors**2).mean() / values.var(ddof=1)
+        kurtosis = scipy.stats.kurtosis(values, fisher=False)
+        noise = np.sqrt((kurtosis - 1) / REPEATS + (errors**2).var() / (errors**2).mean() ** 2 / REPEATS)
+        assert abs(ratio - 1) < 4 * noise, (name, ratio, noise)
+
+
+@pytest.mark.parametrize("samples", [5, 100])
+def test_few_samples_have_calibrated_errors_too(samples):
+    moments = [wiggle_moment(linear, key, (4,), samples, "jvp") for key in jax.random.split(jax.random.key(2), 1000)]
+    values = np.array([moment.matrix[0, 1] for moment in moments])
+    variances = np.array([moment.stderr[0, 1] ** 2 for moment in moments])
+    noise = np.hypot(variances.std() / variances.mean(), np.sqrt(scipy.stats.kurtosis(values, fisher=False) - 1))
+    assert abs(variances.mean() / values.var(ddof=1) - 1) < 4 * noise / np.sqrt(len(moments))
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 7}, {"batch": 64}, {"batch": 1000}])
+def test_the_estimate_does_not_depend_on_the_batch(options):
+    reference = wiggle_moment(hermite, KEY, (4,), 100)
+    found = wiggle_moment(hermite, KEY, (4,), 100, **options)
+    np.testing.assert_allclose(found.matrix, reference.matrix, rtol=1e-13)
+    np.testing.assert_allclose(found.stderr, reference.stderr, rtol=1e-10)
+    assert np.abs(wiggle_moment(hermite, jax.random.key(1), (4,), 100).matrix - reference.matrix).max() > 1e-3
+
+
+def test_batches_and_repeats_do_not_compile_again():
+    traces = []
+
+    def counted(x):
+        traces.append(1)
+        return hermite(x)
+
+    wiggle_moment(counted, KEY, (4,), 16, batch=16)
+    first = len(traces)
+    wiggle_moment(counted, jax.random.key(1), (4,), 333, batch=16)
+    # a call looks at the output's shape once more, outside the compiled batch
+    assert len(traces) - first == 1
+
+
+def test_single_precision_loses_nothing_to_accumulation():
+    def large(x):
+        return 1e3 * linear(x) + jnp.sin(linear(x))
+
+    double = wiggle_moment(large, KEY, (4,), 5000, batch=100)
+    # the same latents: drawn in double precision, used in single
+    single = wiggle_moment(lambda x: large(x).astype(jnp.float32), KEY, (4,), 5000, batch=100)
+    assert np.abs(single.matrix / double.matrix - 1).max() < 1e-5
+    plain = wiggle_moment(hermite, KEY, (4,), 5000, dtype=jnp.float32)
+    assert np.abs(scores(plain, WIGGLE)).max() < 4
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, batches, error):
+    real, calls = dependence._batch_sums, itertools.count()
+
+    def stopping(*args, **kwargs):
+        if next(calls) == batches:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(dependence, "_batch_sums", stopping)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("power cut")])
+def test_an_interrupted_run_keeps_what_it_had_and_goes_on(tmp_path, monkeypatch, error):
+    path = tmp_path / "moment.npz"
+    whole = wiggle_moment(hermite, KEY, (4,), 500, batch=50)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, error)
+        with pytest.raises(type(error)) as stopped:
+            wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
+    assert stopped.value.moment.samples == 200
+    assert "200 of 500 samples" in stopped.value.__notes__[-1] and str(path) in stopped.value.__notes__[-1]
+    calls = []
+    monkeypatch.setattr(
+        dependence, "_batch_sums", lambda *a, run=dependence._batch_sums, **k: calls.append(1) or run(*a, **k)
+    )
+    resumed = wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
+    assert len(calls) == 6
+    np.testing.assert_array_equal(resumed.matrix, whole.matrix)
+    np.testing.assert_array_equal(resumed.stderr, whole.stderr)
+    assert wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path).samples == 500 and len(calls) == 6
+    longer = wiggle_moment(hermite, KEY, (4,), 700, batch=64, resume=path)
+    np.testing.assert_allclose(longer.matrix, wiggle_moment(hermite, KEY, (4,), 700).matrix, rtol=1e-12)
+    assert [file.name for file in tmp_path.iterdir()] == ["moment.npz"]
+
+
+def test_a_run_without_a_file_keeps_its_moment_in_the_exception(monkeypatch):
+    stop_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        held_moment(bent, KEY, (2,), 500, 1, batch=50)
+    assert stopped.value.moment.samples == 150
+    assert stopped.value.moment.held == (1,)
+
+
+def test_a_file_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "moment.npz"
+    wiggle_moment(hermite, KEY, (4,), 100, resume=path)
+    for message, call in (
+        ("its key is", lambda: wiggle_moment(hermite, jax.random.key(1), (4,), 100, resume=path)),
+        ("its statistic is .*method='rows'", lambda: wiggle_moment(hermite, KEY, (4,), 100, "jvp", resume=path)),
+        ("its statistic is", lambda: feature_covariance(hermite, KEY, (4,), 100, resume=path)),
+        ("belongs to another f", lambda: wiggle_moment(lambda x: 2 * hermite(x), KEY, (4,), 100, resume=path)),
+        ("already holds 100 samples, more than samples=50", lambda: wiggle_moment(hermite, KEY, (4,), 50, resume=path)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"moment.npz is not a file of accumulated samples"):
+        wiggle_moment(hermite, KEY, (4,), 100, resume=path)
+
+
+def test_a_bar_appears_when_asked_for(capsys):
+    wiggle_moment(linear, KEY, (4,), 100, progress=True)
+    assert "100/100" in capsys.readouterr().err
+    wiggle_moment(linear, KEY, (4,), 100)
+    assert capsys.readouterr().err == ""
+
+
+def test_nan_is_named_by_its_sample_and_nothing_is_lost():
+    def fails(x):
+        return jnp.stack([x[0], jnp.log(x[1] + 2.5)])  # NaN below -2.5, its derivative is not
+
+    for method in ("rows", "jvp", "finite_difference"):
+        with pytest.raises(ValueError, match=r"NaN or infinite at sample \d+ of 2000") as caught:
+            wiggle_moment(fails, KEY, (2,), 2000, method, batch=20)
+        index = int(str(caught.value).split("sample ")[1].split()[0])
+        key = jax.random.split(jax.random.fold_in(KEY, index))[0]
+        assert jax.random.normal(key, (2,))[1] < -2.5
+        assert caught.value.moment.samples == index // 20 * 20
+    flow = cdelta.Flow(lambda t, x: jnp.where(t > 0.5, jnp.nan, x))
+    with pytest.raises(ValueError, match="a velocity or network that returns NaN"):
+        wiggle_moment(flow, KEY, (2,), 10)
+    stiff = cdelta.Flow(lambda t, x: 1e3 * x**3, "tsit5", rtol=1e-3)
+    with pytest.raises(RuntimeError, match="adaptive solver 'tsit5' failed"):
+        wiggle_moment(stiff, KEY, (2,), 10, "jvp")
+
+
+def test_a_map_that_does_not_depend_on_x0_says_so():
+    moment = wiggle_moment(lambda x: jnp.stack([x[0], jnp.ones(()), x[1]]), KEY, (2,), 10)
+    with pytest.raises(ValueError, match=r"correlation of features \[1\] is undefined.*does not depend on x0"):
+        _ = moment.correlation
+    with pytest.raises(ValueError, match=r"features \[1\]"):
+        _ = moment.correlation_stderr
+    with pytest.raises(ValueError, match=r"features \[1\] cannot be held"):
+        moment.partial(1)
+    np.testing.assert_array_equal(moment.select([2, 0]).correlation, np.eye(2))
+    np.testing.assert_array_equal(np.asarray(moment), np.diag([1.0, 0, 1]))
+
+
+def test_a_moment_is_a_pytree_and_one_sample_has_no_error():
+    moment = wiggle_moment(hermite, KEY, (4,), 20)
+    twice = jax.tree.map(lambda leaf: leaf * 2, moment)
+    np.testing.assert_allclose(twice.matrix, 2 * moment.matrix)
+    assert np.isnan(wiggle_moment(hermite, KEY, (4,), 1).stderr).all()
+    assert "replicates" not in repr(moment)
+
+
+DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: wiggle_moment(linear, KEY, (4,), 0), "samples must be a positive integer, got 0"),
+        (lambda: wiggle_moment(linear, KEY, (4,), -3), "samples must be a positive integer, got -3"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10.0), "samples must be a positive integer, got 10.0"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, "vjp"), "method must be 'rows', 'jvp' or .*'vjp'"),
+        (lambda: wiggle_moment(linear, KEY, (4, 0), 10), "shape must be a positive integer, got 0"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, eps=0.0), "eps must be a finite number other than 0"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, probes=0), "probes must be a positive integer"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, "jvp", probes=5), "probes must not exceed .* 4, got 5"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, batch=0), "batch must be a positive integer"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 10, dtype=int), "dtype must be floating-point"),
+        (lambda: wiggle_moment(linear, 0, (4,), 10), "key must be one key from jax.random.key, got 0"),
+        (
+            lambda: wiggle_moment(linear, jax.random.split(KEY), (4,), 10),
+            r"key must be one key, got keys of shape \(2,\)",
+        ),
+        (lambda: jax.jit(lambda key: wiggle_moment(linear, key, (4,), 10).matrix)(KEY), "key is traced"),
+        (lambda: wiggle_moment("f", KEY, (4,), 10), "f must be a function of one latent, got str"),
+        (lambda: wiggle_moment(lambda x: x[0], KEY, (4,), 10), r"f must return a vector of features \[n\].*got \(\)"),
+        (lambda: wiggle_moment(lambda x: (x, x), KEY, (4,), 10), "got tuple"),
+        (lambda: wiggle_moment(jnp.argsort, KEY, (4,), 10), "f must return real floating-point numbers"),
+        (lambda: held_moment(linear, KEY, (4,), 10, 3), "held must be different indices in 0, …, 2, got 3"),
+        (lambda: held_moment(linear, KEY, (4,), 10, -1), "held must be different indices"),
+        (lambda: held_moment(linear, KEY, (4,), 10, (1, 1)), "held must be different indices"),
+        (lambda: held_moment(linear, KEY, (4,), 10, 0.5), "held must be a feature's index or several, got 0.5"),
+        (lambda: held_moment(linear, KEY, (4,), 10, 1, "norm"), "weighting must be 'inverse_norm' or 'uniform'"),
+        (lambda: held_moment(linear, KEY, (4,), 10, 1, method="finite_difference"), "method must be 'rows' or 'jvp'"),
+        (lambda: filtered_moment(DIFFERENCES, 1, 1e-9), "threshold 1e-09 keeps none of the 50 wiggles"),
+        (lambda: filtered_moment(DIFFERENCES, 1, 0.0), "threshold must be positive, got 0"),
+        (lambda: filtered_moment(DIFFERENCES, 3, 0.1), "held must be different indices in 0, …, 2"),
+        (lambda: filtered_moment(DIFFERENCES[0], 0, 0.1), r"differences must be a matrix \[N, n\].*got shape \(3,\)"),
+        (lambda: filtered_moment(DIFFERENCES[:0], 0, 0.1), "differences must be a matrix"),
+        (lambda: filtered_moment(DIFFERENCES * np.nan, 0, 0.1), "differences must be finite"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 9).partial(3), "k must be different indices in 0, …, 2, got 3"),
+        (lambda: wiggle_moment(linear, KEY, (4,), 9).select([]), "indices must be a feature's index or several"),
+    ],
+)
+def test_bad_input_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
