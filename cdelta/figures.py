@@ -354,8 +354,8 @@ def _arcs(centre: np.ndarray, diameters: np.ndarray) -> str:
     axes, (long, short), _ = np.linalg.svd(diameters.T)
     end = np.rint(long * axes[:, 0]).astype(int)
     x, y = np.rint(centre).astype(int) + end
-    radii = f"a{long:.0f} {max(short, 1):.0f} {np.degrees(np.arctan2(*axes[::-1, 0])):.0f} 0 0 "
-    return f"M{x} {y}{radii}{-2 * end[0]} {-2 * end[1]}{radii}{2 * end[0]} {2 * end[1]}"
+    radii = f"a{long:.0f} {max(short, 1):.0f} {np.degrees(np.arctan2(*axes[::-1, 0])):.0f} 00"
+    return f"M{x} {y}{radii}{_pairs(-2 * end)}{radii}{_pairs(2 * end)}"
 
 
 def _pairs(steps: np.ndarray) -> str:

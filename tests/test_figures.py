@@ -148,7 +148,7 @@ def luminance(color):
     return linear @ [0.2126, 0.7152, 0.0722]
 
 
-@pytest.mark.parametrize(("theme", "page"), [("light", "#ffffff"), ("dark", "#14181e")])
+@pytest.mark.parametrize(("theme", "page"), [("light", "#ffffff"), ("dark", "#121212")])
 def test_lines_stand_out_in_both_modes(theme, page):
     colours = style_colours(theme)
     assert colours.pop("--cd-paper") == page
@@ -271,7 +271,7 @@ def test_moving_ellipses_are_images_of_the_circle(shown):
     width, height = (float(v) for v in re.search(r'<rect[^>]*width="([^"]+)" height="([^"]+)"', shown[0]).groups())
     scale = np.diag([10 * width / 8, -10 * height / 8])  # data to tenths of a point, y down
     path, middles = frames(shown[0])["d"][0][0], []
-    for number, arc in enumerate(re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 0 0 (-?\d+) (-?\d+)a", path)):
+    for number, arc in enumerate(re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 00(-?\d+) ?(-?\d+)a", path)):
         x, y, long, short, degrees, across, down = map(float, arc)
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         turn = np.array([[c, -s], [s, c]])
