@@ -121,6 +121,13 @@ def tab():
         yield tab
 
 
+def test_site_does_not_know_where_it_was_made(book):
+    texts = [path for path in book.rglob("*") if path.suffix in (".html", ".js", ".ipynb", ".md", ".txt", ".svg")]
+    assert len(texts) > 10
+    home = str(ROOT) + "/"
+    assert [str(path.relative_to(book)) for path in texts if home in path.read_text("utf-8", "replace")] == []
+
+
 CHAPTERS = sorted(path.stem for path in (SITE / "book" / "executed").glob("[0-9]*.html"))
 
 
