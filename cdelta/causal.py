@@ -82,7 +82,7 @@ class LinearSCM(_Model):
         if _check.concrete(noise) and not (np.asarray(noise) > 0).all():
             raise ValueError(f"noise must be positive, a standard deviation a feature, got {np.asarray(noise)}")
         if _check.concrete(weights):
-            _causal_order(np.asarray(weights))
+            causal_order(np.asarray(weights))
         dtype = jnp.result_type(weights, noise, shift)
         for name, array in (("weights", weights), ("noise", noise), ("shift", shift)):
             object.__setattr__(self, name, array.astype(dtype))
@@ -94,7 +94,7 @@ class LinearSCM(_Model):
     @property
     def order(self) -> tuple[int, ...]:
         """The features from first cause to last effect; among those that could come next, the lowest index first."""
-        return _causal_order(np.asarray(self.weights))
+        return causal_order(np.asarray(self.weights))
 
     @property
     def total_effects(self) -> Float[Array, "n n"]:
@@ -243,7 +243,22 @@ class SCM(_Model):
         return root, (jnp.sign(lowest) != jnp.sign(highest)) | (lowest == highest)
 
 
-# ------------------------------------------------------------------------------------------- three features, by graph
+# ------------------------------------------------------------------------------------------------------------- graphs
+
+
+def causal_order(weights: Float[np.ndarray, "n n"]) -> tuple[int, ...]:
+    """The features of a graph from first cause to last effect, ``weights[i, j] != 0`` meaning that j acts on i.
+
+    Takes away, again and again, the first feature whose causes are all gone. Raises ValueError naming a cycle.
+    """
+    left, order = list(range(len(weights))), []
+    while left:
+        free = [i for i in left if not weights[i, left].any()]
+        if not free:
+            raise ValueError(f"weights must be acyclic, got a cycle among features {_cycle(weights, left)}")
+        order.append(free[0])
+        left.remove(free[0])
+    return tuple(order)
 
 
 def common_cause(to_i: float = 1.0, to_j: float = 1.0, noise: ArrayLike = 1.0) -> LinearSCM:
@@ -341,18 +356,6 @@ def _value(value: ArrayLike) -> Array:
     _check.shape("value", value, ())
     _check.finite("value", value)
     return value
-
-
-def _causal_order(weights: np.ndarray) -> tuple[int, ...]:
-    """Take away, again and again, the first feature whose causes are all gone."""
-    left, order = list(range(len(weights))), []
-    while left:
-        free = [i for i in left if not weights[i, left].any()]
-        if not free:
-            raise ValueError(f"weights must be acyclic, got a cycle among features {_cycle(weights, left)}")
-        order.append(free[0])
-        left.remove(free[0])
-    return tuple(order)
 
 
 def _cycle(weights: np.ndarray, left: list[int]) -> list[int]:

@@ -1,0 +1,315 @@
+"""CelebA, aligned and cropped: streamed from its files in constant memory, with what is broken named and counted."""
+
+import difflib
+import os
+import struct
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int8
+
+IMAGES, ATTRIBUTE_LIST, PARTITION_LIST = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
+SPLITS = {"train": "0", "valid": "1", "test": "2"}  # as the partition list numbers them
+ATTRIBUTES = tuple(
+    """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
+    Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male
+    Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks
+    Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace
+    Wearing_Necktie Young""".split()
+)
+WHERE = (
+    "CelebA is at http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (its terms: non-commercial research); take the "
+    f"aligned and cropped images and the two lists, and lay them out as\n  ROOT/{IMAGES}/000001.jpg ... 202599.jpg\n"
+    f"  ROOT/{ATTRIBUTE_LIST}\n  ROOT/{PARTITION_LIST}\n"
+    "or write rendered faces in that layout with cdelta.datasets.faces.write_celeba(root, n, key)."
+)
+WARNINGS = 10  # broken files are announced up to here, and counted beyond
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
+
+
+class Sample(NamedTuple):
+    """An image in [-1, 1], channels last, and its attributes, 1 where present and 0 where not; or a batch of both."""
+
+    image: Float[np.ndarray, "*batch size size 3"]
+    attributes: Float[np.ndarray, "*batch attributes"]
+
+
+class BrokenImage(ValueError):
+    """An image file that cannot be read as what the list promises."""
+
+
+def celeba(
+    root: str | os.PathLike,
+    size: int = 64,
+    split: str = "all",
+    attributes: Sequence[str] | None = None,
+    broken: str = "refuse",
+    crop: int = 178,
+) -> "CelebA":
+    """The images and attributes of a folder in CelebA's layout, to be streamed; see :class:`CelebA`.
+
+    ``root`` holds ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt`` (the count; the names; a line an image of ±1)
+    and ``list_eval_partition.txt`` (needed for a split only). ``split`` is ``"train"``, ``"valid"``, ``"test"`` or
+    ``"all"``; ``attributes`` picks some by name, in that order (default: all, in the list's order). Each image is cut
+    to its central ``crop`` × ``crop`` pixels and resized to ``size`` × ``size`` (bilinear, antialiased).
+
+    ``broken`` says what becomes of a line that does not parse, of a listed file that is missing, and of an image that
+    does not decode: ``"refuse"`` raises an error that names it (lines and missing files at once, images when they are
+    read), ``"skip"`` leaves it out, says so in a warning and counts it in ``problems``.
+
+    Raises FileNotFoundError when the folder or a list is missing, saying where to get it and how to lay it out;
+    ValueError for an argument or an attribute that is not known, and for what ``broken`` refuses.
+    """
+    return CelebA(root, size, split, attributes, broken, crop)
+
+
+class CelebA:
+    """A folder in CelebA's layout: ``dataset[i]`` reads one image, :meth:`batches` and :meth:`stream` read them all.
+
+    ``names``: the attributes; ``labels [n, attributes]``: all of them as 1 and 0 (they fit into memory, no image is
+    read); ``files``: the images' names; ``problems``: what is broken, and why, as far as it has been met.
+    """
+
+    def __init__(self, root, size=64, split="all", attributes=None, broken="refuse", crop=178):
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f'split must be "train", "valid", "test" or "all", got {split!r}')
+        if broken not in ("refuse", "skip"):
+            raise ValueError(f'broken must be "refuse" or "skip", got {broken!r}')
+        for name, value in (("size", size), ("crop", crop)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.root, self.size, self.crop, self.broken = Path(root), size, crop, broken
+        self.problems: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+        for path, what in ((self.root, "folder"), (self.root / IMAGES, "folder"), (self.root / ATTRIBUTE_LIST, "file")):
+            if not (path.is_dir() if what == "folder" else path.is_file()):
+                raise FileNotFoundError(f"there is no {what} {path}. {WHERE}")
+        self.names, found = self._attributes(attributes)
+        part = None if split == "all" else self._partition()
+        present = {entry.name for entry in os.scandir(self.root / IMAGES)}
+        files, labels = [], []
+        for name, row in found.items():
+            if part is not None and name not in part:
+                self._problem(name, f"no split in {PARTITION_LIST}")
+            elif part is None or part[name] == SPLITS[split]:
+                if name in present:
+                    files.append(name)
+                    labels.append(row)
+                else:
+                    self._problem(name, f"missing file, {ATTRIBUTE_LIST} lists it")
+        if self.problems and broken == "refuse":
+            raise ValueError(f"{self.root} is broken: {self.report()}")
+        if not files:
+            raise ValueError(f"{self.root} has no image of split {split!r}: {self.report()}")
+        self.files = tuple(files)
+        self.labels: Int8[np.ndarray, "n attributes"] = np.frombuffer(b"".join(labels), np.int8).reshape(len(files), -1)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        """One image and its attributes. Raises BrokenImage (a ValueError) naming the file when it does not decode."""
+        return Sample(self._image(self.files[index]), self.labels[index].astype(np.float32))
+
+    def batches(
+        self,
+        batch: int,
+        seed: int | None = None,
+        epochs: int | None = 1,
+        workers: int = 2,
+        drop_remainder: bool = False,
+    ) -> Iterator[Sample]:
+        """Batches of ``(image [batch, size, size, 3], attributes [batch, k])``, each image once an epoch.
+
+        In the files' order, or shuffled anew each epoch by ``seed``; ``epochs=None`` never ends. ``workers`` threads
+        decode ahead (decoding lets go of Python's lock), a bounded number of images at a time. The order does not
+        depend on the number of workers. Images that are skipped leave no gap: the batch is filled with the next.
+        """
+        _positive(batch=batch, workers=workers, **({} if epochs is None else {"epochs": epochs}))
+        grain = optional("grain")
+        data = grain.MapDataset.source(_Readable(self))
+        data = data if seed is None else data.seed(seed).shuffle()
+        ahead = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(batch, 4 * workers))
+        return iter(data.repeat(epochs).to_iter_dataset(ahead).batch(batch, drop_remainder=drop_remainder))
+
+    def stream(self, batch: int, seed: int = 0, workers: int = 2, labels: bool = True) -> Any:
+        """An endless :class:`cdelta.training.Stream` for ``fit``: batch ``step`` is the same whenever it is asked for.
+
+        So training that was interrupted goes on with the data it would have seen. A skipped image is replaced by
+        another of its batch. With ``labels=False`` a batch is the images alone, as a velocity needs them.
+        """
+        from cdelta.training import Stream
+
+        _positive(batch=batch, workers=workers)
+        return Stream(_BatchAt(self, batch, seed, workers, labels))
+
+    def report(self) -> str:
+        """What is broken, counted by kind, with the first few named."""
+        with self._lock:
+            problems = list(self.problems.items())
+        if not problems:
+            return "nothing is broken"
+        kinds = Counter(why.split(",")[0] for _, why in problems)
+        counts = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+        named = "; ".join(f"{name}: {why}" for name, why in problems[:5])
+        return f"{len(problems)} problems ({counts}). {named}{'; ...' if len(problems) > 5 else ''}"
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def _attributes(self, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, bytes]]:
+        path = self.root / ATTRIBUTE_LIST
+        values = {"1": 1, "-1": 0}
+        rows: dict[str, bytes] = {}
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            count, header = lines.readline().strip(), lines.readline().split()
+            if not count.isdigit() or not header or len(set(header)) < len(header):
+                raise ValueError(f"{path} must start with the number of images and a line of names, got {count!r}")
+            names = tuple(header if wanted is None else wanted)
+            for name in names:
+                if name not in header:
+                    near = difflib.get_close_matches(name, header, 3, 0.5) or header
+                    raise ValueError(f"attributes must name columns of {path}, got {name!r}; it has {', '.join(near)}")
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"attributes must name at least one column, and each once, got {names}")
+            places = [header.index(name) for name in names]
+            listed = 0
+            for number, line in enumerate(lines, 3):
+                name, *entries = line.split() or [""]
+                if not name:
+                    continue
+                listed += 1
+                where = f"{ATTRIBUTE_LIST} line {number}"
+                if len(entries) != len(header):
+                    self._problem(where, f"attribute line of wrong length, {name} has {len(entries)} of {len(header)}")
+                elif name in rows:
+                    self._problem(where, f"image listed twice, {name}")
+                else:
+                    try:
+                        rows[name] = bytes(values[entries[place]] for place in places)
+                    except KeyError as error:
+                        self._problem(where, f"attribute value not 1 or -1, {name} has {error.args[0]!r}")
+        if listed != int(count):
+            self._problem(ATTRIBUTE_LIST, f"count differs, it says {count} images and lists {listed}")
+        return names, rows
+
+    def _partition(self) -> dict[str, str]:
+        path = self.root / PARTITION_LIST
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}, which a split needs. {WHERE}")
+        part = {}
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.split()
+                if len(fields) == 2 and fields[1] in SPLITS.values():
+                    part[fields[0]] = fields[1]
+                elif fields:
+                    self._problem(f"{PARTITION_LIST} line {number}", f"not an image and 0 or 1 or 2, {line.strip()!r}")
+        return part
+
+    def _image(self, name: str) -> Float[np.ndarray, "size size 3"]:
+        Image = optional("PIL.Image")
+        try:
+            with Image.open(self.root / IMAGES / name) as picture:
+                picture = picture.convert("RGB")
+        except (*_BROKEN, Image.DecompressionBombError) as error:
+            reason = str(error).replace(str(self.root / IMAGES / name), name)
+            raise BrokenImage(f"{self.root / IMAGES / name} does not decode: {reason}") from error
+        left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
+        if left < 0 or top < 0:
+            found = f"{picture.width} × {picture.height}"
+            raise BrokenImage(f"{self.root / IMAGES / name} is {found} pixels, less than the crop of {self.crop}")
+        box = (left, top, left + self.crop, top + self.crop)
+        picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        return np.asarray(picture, np.float32) / np.float32(127.5) - 1
+
+    def _read(self, index: int) -> Sample | None:
+        """One image, or None when it is broken and such are skipped."""
+        try:
+            return self[index]
+        except BrokenImage as error:
+            if self.broken == "refuse":
+                raise
+            self._problem(self.files[index], f"broken image, {error}")
+            return None
+
+    def _problem(self, where: str, why: str) -> None:
+        with self._lock:
+            if where in self.problems:
+                return
+            self.problems[where] = why
+            count = len(self.problems)
+        if self.broken == "skip" and count <= WARNINGS:
+            rest = " (further ones are only counted in .problems)" if count == WARNINGS else ""
+            warnings.warn(f"{where} is left out: {why}{rest}", stacklevel=3)
+
+
+class _Readable:
+    """What grain reads from: None where an image is skipped."""
+
+    def __init__(self, dataset: CelebA):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        return self.dataset._read(int(index))
+
+
+class _Steps:
+    """The endless sequence of whole batches, at random access."""
+
+    def __init__(self, dataset: CelebA, batch: int, seed: int):
+        grain = optional("grain")
+        self.dataset, self.batch = dataset, batch
+        self.order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch
+
+    def __getitem__(self, step: int) -> Sample:
+        rows = [int(self.order[place]) for place in range(step * self.batch, (step + 1) * self.batch)]
+        good = [sample for sample in map(self.dataset._read, rows) if sample is not None]
+        if not good:
+            raise BrokenImage(f"batch {step} has no image that decodes: {self.dataset.report()}")
+        kept = [good[i % len(good)] for i in range(self.batch)]
+        return Sample(*map(np.stack, zip(*kept, strict=True)))
+
+
+class _BatchAt:
+    """``step -> batch``, read ahead as long as the steps are asked for one after the other."""
+
+    def __init__(self, dataset: CelebA, batch: int, seed: int, workers: int, labels: bool):
+        grain = optional("grain")
+        self.labels, self.next, self.batches = labels, None, None
+        self.steps = grain.MapDataset.source(_Steps(dataset, batch, seed))
+        self.ahead = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+
+    def __call__(self, step: int) -> Any:
+        if step != self.next:
+            self.batches = iter(self.steps[step:].to_iter_dataset(self.ahead))
+        self.next = step + 1
+        sample = next(self.batches)
+        return sample if self.labels else sample.image
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+
+
+def optional(name: str) -> Any:
+    """Import what only the data extra installs."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f'CelebA needs {name.split(".")[0]}, install it with: pip install "cdelta[data]"') from error

@@ -1,0 +1,531 @@
+r"""Rendered faces whose causal graph is known: portraits of smooth shapes, differentiable all the way to the noises.
+
+A face is made in two maps, both differentiable: a structural model turns independent standard normal noises into
+attributes (:data:`ATTRIBUTES`, most of them named as in CelebA), and :func:`render` turns attributes, together with
+what nobody labels (:data:`NUISANCES`), into an RGB image. So the true Jacobians of image and attributes are known
+(:func:`jacobian`), and any estimate made from images alone can be held against them. :func:`write_celeba` writes faces
+as CelebA is laid out, so that code for CelebA runs on them unchanged.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from cdelta import _check
+from cdelta.causal import LinearSCM, causal_order
+from cdelta.datasets.celeba import ATTRIBUTE_LIST, IMAGES, PARTITION_LIST, SPLITS, optional
+from cdelta.datasets.celeba import ATTRIBUTES as CELEBA_ATTRIBUTES
+
+ATTRIBUTES = (
+    "Heavy_Makeup",
+    "Rosy_Cheeks",
+    "Pointy_Nose",
+    "Smiling",
+    "Young",
+    "Eyeglasses",
+    "Wearing_Lipstick",
+    "Arched_Eyebrows",
+    "Pale_Skin",
+    "Blond_Hair",
+    "Bangs",
+    "Narrow_Eyes",
+    "Big_Lips",
+    "Chubby",
+)
+NUISANCES = ("background", "clothes", "eye_colour", "hair_length", "turn", "tilt")
+PARTS = ("train",) * 8 + ("valid", "test")  # of ten images that are written
+NOTE = "faces.json"
+SOFTNESS = 0.0095  # of an edge, in half widths of the picture: about one pixel of 64 from 10 % to 90 %
+
+Layer = tuple[Array, Array]  # a colour [3] or [h, w, 3] and its opacity [h, w]
+
+
+# -------------------------------------------------------------------------------------------- from noises to attributes
+
+# cause, effect
+GRAPHS = {
+    "common_cause": (("Heavy_Makeup", "Rosy_Cheeks"), ("Heavy_Makeup", "Pointy_Nose")),
+    "mediator": (("Rosy_Cheeks", "Heavy_Makeup"), ("Heavy_Makeup", "Pointy_Nose")),
+    "collider": (("Rosy_Cheeks", "Heavy_Makeup"), ("Pointy_Nose", "Heavy_Makeup")),
+    "independent": (),
+}
+
+Structure = Callable[[Array], Array]  # standard normal noises [attributes] -> attributes [attributes]
+
+
+def model(graph: str | Mapping[tuple[str, str], float] = "common_cause", strength: float = 0.6) -> LinearSCM:
+    """A linear structural model of :data:`ATTRIBUTES` in which each has mean 0 and variance 1.
+
+    ``graph`` is one of :data:`GRAPHS`, whose edges all get the effect ``strength`` (``"common_cause"`` is what the
+    paper supposes of CelebA: Heavy_Makeup causes Rosy_Cheeks and Pointy_Nose), or a mapping
+    ``(cause, effect) -> effect``. Attributes without an edge are independent of all others.
+
+    Raises ValueError for an unknown graph or attribute, a cycle, or effects that by themselves give an attribute a
+    variance of 1 or more.
+    """
+    if isinstance(graph, str):
+        if graph not in GRAPHS:
+            raise ValueError(f"graph must be one of {', '.join(GRAPHS)} or a mapping of edges, got {graph!r}")
+        graph = dict.fromkeys(GRAPHS[graph], strength)
+    weights = np.zeros((len(ATTRIBUTES), len(ATTRIBUTES)))
+    for edge, effect in graph.items():
+        for name in edge:
+            if name not in ATTRIBUTES:
+                raise ValueError(f"graph must name attributes out of {', '.join(ATTRIBUTES)}, got {name!r}")
+        weights[ATTRIBUTES.index(edge[1]), ATTRIBUTES.index(edge[0])] = effect
+    noise, cov = np.ones(len(ATTRIBUTES)), np.eye(len(ATTRIBUTES))
+    for i in causal_order(weights):  # causes first: their covariance is known when an effect needs it
+        explained = weights[i] @ cov @ weights[i]
+        if explained >= 1:
+            raise ValueError(f"the effects on {ATTRIBUTES[i]} must explain a variance below 1, got {explained:.3g}")
+        noise[i] = np.sqrt(1 - explained)
+        cov[i] = cov[:, i] = weights[i] @ cov
+        cov[i, i] = 1
+    return LinearSCM(weights, noise)
+
+
+class Face(NamedTuple):
+    """An image and its attributes; or the Jacobian of both; or many of both."""
+
+    image: Float[Array, "..."]
+    attributes: Float[Array, "..."]
+
+
+def face(
+    noise: Float[ArrayLike, " noises"], structure: Structure | None = None, height: int = 64, width: int = 64
+) -> Face:
+    """The face that independent standard normal noises make: attributes' noises first, then the nuisances.
+
+    ``structure`` maps the attributes' noises to attributes: a :class:`~cdelta.causal.LinearSCM`, a
+    :class:`~cdelta.causal.SCM` or any differentiable function; by default ``model("common_cause")``.
+    Returns ``(image [height, width, 3] in [-1, 1], attributes [attributes])``.
+
+    Raises ValueError when the noise's or the attributes' number is wrong.
+    """
+    noise = _check.as_float("noise", noise)
+    n = len(ATTRIBUTES)
+    _check.shape("noise", noise, (n + len(NUISANCES),), ", one for each of faces.ATTRIBUTES and faces.NUISANCES")
+    attributes = (model() if structure is None else structure)(noise[:n]).astype(noise.dtype)
+    return Face(render(attributes, noise[n:], height, width), attributes)
+
+
+def jacobian(
+    noise: Float[ArrayLike, " noises"], structure: Structure | None = None, height: int = 64, width: int = 64
+) -> Face:
+    r"""The true derivatives of a face with respect to its noises, by forward mode.
+
+    Returns ``(image [height, width, 3, noises], attributes [attributes, noises])``: what an estimate of dependence
+    made from images can be held against.
+    """
+    make = functools.partial(face, structure=structure, height=height, width=width)
+    return jax.jacfwd(make)(_check.as_float("noise", noise))
+
+
+def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"]:
+    """The noises of faces ``start`` to ``start + n``, each from its own key: asking for more changes none of them.
+
+    Raises ValueError when n is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"n must be positive, got {n}")
+    return jax.vmap(functools.partial(_noise, key))(jnp.arange(start, start + n))
+
+
+def _noise(key: PRNGKeyArray, i: ArrayLike) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, i), (len(ATTRIBUTES) + len(NUISANCES),), jnp.float32)
+
+
+def sample(key: PRNGKeyArray, n: int, structure: Structure | None = None, height: int = 64, width: int = 64) -> Face:
+    """``n`` independent faces, ``(images [n, height, width, 3], attributes [n, attributes])``, in float32.
+
+    They are the faces of ``noises(key, n)``, and those that ``write_celeba`` writes with the same key.
+    """
+    make = functools.partial(face, structure=structure, height=height, width=width)
+    return jax.lax.map(make, noises(key, n))  # one at a time: a picture stays in the cache, 4 times faster than vmap
+
+
+# ---------------------------------------------------------------------------------------------------------- the painter
+
+
+def render(
+    attributes: Float[ArrayLike, " attributes"],
+    nuisances: Float[ArrayLike, " nuisances"] | None = None,
+    height: int = 64,
+    width: int = 64,
+) -> Float[Array, "{height} {width} 3"]:
+    """A portrait in [-1, 1], channels last, a smooth function of all that it shows.
+
+    ``attributes``: one number for each of :data:`ATTRIBUTES`, of order one; 0 is the middle and the sign is the label.
+    ``nuisances``: likewise for :data:`NUISANCES`, 0 when left out. The picture is the square [-1, 1]² at any
+    resolution; one that is higher than wide shows more above and below at the same scale.
+
+    Raises ValueError when a shape is wrong.
+    """
+    attributes = _check.as_float("attributes", attributes)
+    _check.shape("attributes", attributes, (len(ATTRIBUTES),), ", one number for each of faces.ATTRIBUTES")
+    nuisances = (
+        jnp.zeros(len(NUISANCES), attributes.dtype) if nuisances is None else _check.as_float("nuisances", nuisances)
+    )
+    _check.shape("nuisances", nuisances, (len(NUISANCES),), ", one number for each of faces.NUISANCES")
+    p = dict(zip(ATTRIBUTES + NUISANCES, jnp.concatenate([attributes, nuisances]), strict=True))
+    span = jnp.arange(height, dtype=attributes.dtype), jnp.arange(width, dtype=attributes.dtype)
+    y, x = ((2 * s + 1 - size) / width for s, size in zip(span, (height, width), strict=True))
+    x, y = jnp.meshgrid(x, y)
+
+    image = jnp.zeros((height, width, 3), attributes.dtype)
+    for colour, opacity in _layers(p, x, y):
+        image += opacity[..., None] * (colour - image)
+    return 2 * image - 1
+
+
+def _layers(p: Mapping[str, Array], x: Array, y: Array) -> Iterator[Layer]:
+    yield from _backdrop(p, x, y)
+    x, y = x / 1.15, y / 1.15
+    angle = 0.06 * jnp.tanh(p["tilt"])
+    c, s = jnp.cos(angle), jnp.sin(angle)
+    x, y = c * x + s * (y - 0.6), c * (y - 0.6) - s * x + 0.6  # the head leans about the neck
+    skin, hair = _skin(p), _hair_colour(p)
+    yield from _hair_behind(p, x, y, hair)
+    yield from _neck(p, x, y, skin)
+    face = _inside(_outline(p, x, y))
+    yield from _head(x, y, skin, face)
+    front = x - 0.06 * jnp.tanh(p["turn"])  # the face turns: what is on it moves, its outline hardly
+    yield from _age(p, front, y, skin)
+    yield from _cheeks(p, front, y, face)
+    yield from _nose(p, front, y, skin)
+    yield from _mouth(p, front, y, skin)
+    for side in (-1, 1):
+        yield from _eye(p, side * front - 0.225, y + 0.03, side, skin, hair)
+    yield from _hair_front(p, x, y, hair)
+    yield from _glasses(p, front, y)
+
+
+def _rgb(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)  # takes on the picture's precision
+
+
+def _mix(a: ArrayLike, b: ArrayLike, share: ArrayLike) -> Array:
+    return a + share * (b - a)
+
+
+WHITE = _rgb(1.0, 1.0, 0.97)
+
+
+def _abs(value: Array) -> Array:
+    """Without the kink: a shape's two sides meet smoothly."""
+    return jnp.sqrt(value**2 + (SOFTNESS / 2) ** 2)
+
+
+def _positive(value: Array) -> Array:
+    """The part above 0, without the kink."""
+    return (value + jnp.sqrt(value**2 + SOFTNESS**2)) / 2
+
+
+def _inside(distance: Array, softness: float = SOFTNESS) -> Array:
+    """Opacity of a shape from its signed distance (negative inside)."""
+    return jax.nn.sigmoid(-distance / softness)
+
+
+def _ellipse(x: Array, y: Array, rx: ArrayLike, ry: ArrayLike, power: float = 2.0) -> Array:
+    """Signed distance, to first order, from a (super)ellipse about the origin: (q - 1)/|grad q|, q homogeneous."""
+    u, v = jnp.sqrt((x / rx) ** 2 + 1e-6), jnp.sqrt((y / ry) ** 2 + 1e-6)
+    q = (u**power + v**power) ** (1 / power)
+    slope = q ** (1 - power) * jnp.sqrt((u ** (power - 1) / rx) ** 2 + (v ** (power - 1) / ry) ** 2)
+    return (q - 1) / slope
+
+
+def _bump(x: Array, y: Array, rx: ArrayLike, ry: ArrayLike) -> Array:
+    return jnp.exp(-0.5 * ((x / rx) ** 2 + (y / ry) ** 2))
+
+
+def _between(upper: Array, lower: Array, y: Array, softness: float = SOFTNESS) -> Array:
+    """Opacity of what lies below one curve and above another."""
+    return _inside(upper - y, softness) * _inside(y - lower, softness)
+
+
+def _stroke(x: Array, y: Array, curve: Array, reach: ArrayLike, thickness: ArrayLike) -> Array:
+    """Opacity of a pen line along a curve y(x), thinning out towards |x| = reach."""
+    taper = thickness * (1 - (x / reach) ** 2)
+    return _inside(_abs(y - curve) - taper) * _inside(_abs(x) - reach)
+
+
+def _level(value: Array, steepness: float = 1.2) -> Array:
+    """An attribute on [0, 1]."""
+    return jax.nn.sigmoid(steepness * value)
+
+
+def _ramp(share: Array, first: Array, middle: Array, last: Array) -> Array:
+    """Colours along a quadratic curve from first to last, drawn to the middle one."""
+    return (1 - share) ** 2 * first + 2 * share * (1 - share) * middle + share**2 * last
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+def _hue(angle: ArrayLike, value: float, saturation: float) -> Array:
+    return value + saturation * jnp.cos(angle + _rgb(0.0, -2.1, 2.1))
+
+
+def _skin(p):
+    return _ramp(_level(p["Pale_Skin"], 1.0), _rgb(0.46, 0.28, 0.2), _rgb(0.9, 0.62, 0.46), _rgb(1.0, 0.89, 0.83))
+
+
+def _hair_colour(p):
+    """From black by brown to blond; grey with age."""
+    colour = _ramp(_level(p["Blond_Hair"], 1.1), _rgb(0.07, 0.06, 0.09), _rgb(0.42, 0.22, 0.1), _rgb(1.0, 0.84, 0.5))
+    return _mix(colour, _rgb(0.74, 0.74, 0.77), 0.9 * _level(-p["Young"] - 1, 2.2))
+
+
+def _backdrop(p, x, y):
+    hue = 3.6 + 1.3 * p["background"]
+    light, dark = _hue(hue, 0.84, 0.1), _hue(hue + 0.5, 0.66, 0.13)
+    yield _mix(light, dark, jax.nn.sigmoid(2.2 * y + 1.2 * x)[..., None]), jnp.ones_like(x)
+    yield WHITE, 0.25 * _bump(x + 0.45, y + 0.6, 0.5, 0.5)
+
+
+def _hair_behind(p, x, y, hair):
+    end = _mix(0.2, 1.0, _level(p["hair_length"], 1.0))
+    crown = _ellipse(x, y + 0.2, 0.61, 0.62)
+    width = 0.56 + 0.06 * jax.nn.sigmoid(6 * (y - 0.2))
+    fall = _ellipse(x, y - (end - 0.35) / 2, width, (end + 0.35) / 2, 4.0)
+    yield 0.72 * hair, _inside(-0.04 * jnp.logaddexp(-crown / 0.04, -fall / 0.04))  # their smooth union
+
+
+def _neck(p, x, y, skin):
+    yield _hue(1.0 + 1.4 * p["clothes"], 0.5, 0.22), _inside(_ellipse(x, y - 1.42, 0.95, 0.68, 2.6))
+    column = _inside(_abs(x) - 0.19 - 0.25 * jax.nn.sigmoid((y - 1.0) / 0.06)) * _inside(0.3 - y)
+    neck = column * _inside(_ellipse(x, y - 0.7, 0.34, 0.36))
+    yield 0.9 * skin, neck
+    yield 0.68 * skin, 0.8 * neck * _inside(y - 0.86 + 0.8 * x**2, 0.03)  # the chin's shadow
+
+
+def _outline(p, x, y):
+    chubby = jnp.tanh(0.6 * p["Chubby"])
+    jaw = jax.nn.sigmoid((y - 0.45) / 0.16)
+    width = 0.475 + 0.03 * chubby - (0.085 - 0.095 * chubby) * jaw
+    return _ellipse(x, y - 0.06, width, 0.72 + 0.01 * chubby, 2.25)
+
+
+def _head(x, y, skin, face):
+    for side in (-1, 1):
+        yield 0.9 * skin, _inside(_ellipse(side * x - 0.5, y - 0.05, 0.075, 0.125))  # an ear
+        yield 0.75 * skin, 0.6 * _inside(_ellipse(side * x - 0.505, y - 0.05, 0.03, 0.07))
+    yield skin, face
+    # light from the upper left: the far side and the jaw fall into shade
+    yield 0.78 * skin, 0.55 * face * jax.nn.sigmoid((x + 0.25 * y - 0.36) / 0.07)
+    yield 0.8 * skin, 0.4 * face * jax.nn.sigmoid((y - 0.7) / 0.05)
+    yield _mix(skin, WHITE, 0.5), 0.45 * face * _bump(x + 0.1, y + 0.32, 0.22, 0.14)
+
+
+def _age(p, x, y, skin):
+    old, line = _level(-p["Young"] - 0.9, 2.2), 0.55 * skin
+    for level in (-0.42, -0.33):
+        yield line, 0.4 * old * _stroke(x, y, level + 0.25 * x**2, 0.25, 0.018)
+    for side in (-1, 1):
+        u = side * x
+        fold = 0.16 + 0.3 * (y - 0.24) + (y - 0.24) ** 2
+        yield line, 0.5 * old * _stroke(y - 0.34, u, fold, 0.11, 0.017)  # beside the nose
+        yield line, 0.55 * old * _stroke(u - 0.225, y, 0.125 - 1.8 * (u - 0.225) ** 2, 0.13, 0.016)  # under the eye
+
+
+def _cheeks(p, x, y, face):
+    rosy = 0.95 * _level(p["Rosy_Cheeks"] - 0.4)
+    for side in (-1, 1):
+        yield _rgb(0.96, 0.28, 0.35), rosy * face * _bump(side * x - 0.285, y - 0.245, 0.115, 0.09)
+
+
+def _nose(p, x, y, skin):
+    """Short, wide and round, or long, narrow and pointed: a shaded side, the lower edge, nostrils, a lit tip."""
+    pointy = _level(p["Pointy_Nose"])
+    half, tip, depth = _mix(0.15, 0.065, pointy), _mix(0.18, 0.305, pointy), _mix(0.05, 0.12, pointy)
+    side = half * _mix(0.3, 1.0, (_positive(y + 0.1) / (tip + 0.1)) ** 2)
+    bridge = jax.nn.sigmoid((y + 0.08) / 0.04) * _inside(y - tip + 0.03, 0.02)
+    yield 0.8 * skin, 0.6 * bridge * _inside(_abs(x - 0.6 * side) - 0.4 * side, 0.016)
+    round_ = _mix(1.6, 0.05, pointy)  # a hyperbola, from nearly a parabola to nearly a V
+    bend = (jnp.sqrt((x / half) ** 2 + round_**2) - round_) / (jnp.sqrt(1 + round_**2) - round_)
+    yield 0.58 * skin, 0.85 * _stroke(x, y, tip - depth * bend, 1.15 * half, 0.021)
+    for s in (-1, 1):
+        nostril = _inside(_ellipse(s * x - 0.5 * half, y - tip + 0.012, 0.33 * half, 0.018))
+        yield 0.3 * skin, 0.7 * _mix(1.0, 0.2, pointy) * nostril
+    yield WHITE, 0.52 * _bump(x + 0.015, y - tip + 0.075, _mix(0.04, 0.018, pointy), 0.045)
+
+
+def _mouth(p, x, y, skin):
+    smile = jnp.tanh(0.7 * (p["Smiling"] + 0.35))
+    full = _mix(0.55, 2.3, _level(p["Big_Lips"], 1.0))
+    half = 0.2 + 0.05 * smile
+    arch = 1 - (x / half) ** 2
+    line = 0.485 + _mix(0.065, 0.095, _level(p["Smiling"])) * smile * (arch - 0.5)
+    gap = 0.075 * jax.nn.softplus(4 * (smile - 0.35)) / 2.6 * arch
+    dip = 1 - 0.35 * jnp.exp(-((x / half / 0.22) ** 2))
+    upper, lower = line - 0.034 * full * arch * dip, line + gap + 0.045 * full * arch
+    lips = _mix(_mix(skin, _rgb(0.8, 0.3, 0.32), 0.5), _rgb(0.78, 0.03, 0.17), _level(p["Wearing_Lipstick"], 1.3))
+    yield 0.8 * skin, 0.45 * _bump(x, y - lower - 0.035, 0.1, 0.022)  # shadow of the lower lip
+    yield lips, _between(upper, lower, y) * _inside(_abs(x) - half)
+    yield _mix(lips, WHITE, 0.55), 0.5 * _bump(x + 0.02, y - line - gap - 0.028 * full, 0.07, 0.012 * full)
+    yield _rgb(0.35, 0.07, 0.09), 0.8 * _stroke(x, y, line + gap / 2, 1.08 * half, 0.011)
+    yield WHITE, _between(line, line + gap - 0.01, y) * _inside(_abs(x) - 0.9 * half)  # teeth
+
+
+def _eye(p, x, y, side, skin, hair):
+    """One eye and its brow, about the eye's centre, x outwards."""
+    makeup = _level(p["Heavy_Makeup"] - 0.4, 1.3)
+    opening = _mix(1.4, 0.42, _level(p["Narrow_Eyes"], 0.9)) * _mix(0.9, 1.05, _level(p["Young"], 1.0))
+    half, lift = 0.135, 0.03 * x
+    arch = 1 - (x / half) ** 2
+    upper, lower = -0.085 * opening * arch - lift, 0.055 * opening * arch - lift
+    lid = _positive(arch)
+
+    shadow = _between(upper - 0.11 * lid - 0.01, lower, y, 0.02) * _inside(_abs(x - 0.02) - half - 0.02, 0.02)
+    yield _rgb(0.4, 0.16, 0.5), 0.85 * makeup * shadow
+    ball = _between(upper, lower, y) * _inside(_abs(x) - half)
+    yield _rgb(0.99, 0.99, 1.0), ball
+    iris = _ramp(_level(p["eye_colour"], 1.3), _rgb(0.25, 0.12, 0.05), _rgb(0.25, 0.4, 0.2), _rgb(0.25, 0.55, 0.85))
+    for colour, radius in ((0.55 * iris, 0.068), (iris, 0.052), (0.04 * WHITE, 0.028)):
+        yield colour, ball * _inside(_ellipse(x, y, radius, radius))
+    yield 0.5 * WHITE, 0.35 * ball * _bump(x, y - upper, 1.0, 0.02)  # the lid's shadow
+    yield WHITE, 0.95 * ball * _inside(_ellipse(x + side * 0.02, y + 0.025, 0.017, 0.017))
+
+    lash = _mix(0.5 * skin, _rgb(0.06, 0.03, 0.06), 0.6 + 0.4 * makeup)
+    reach, thickness = half + _mix(0.01, 0.05, makeup), _mix(0.011, 0.026, makeup)
+    curve = -0.085 * opening * lid - 0.6 * _positive(x - half) - lift  # along the lid, and out into a wing
+    line = _inside(_abs(y - curve) - thickness * (1 - (x / reach) ** 4)) * _inside(_abs(x) - reach)
+    yield lash, line
+    yield lash, 0.5 * _mix(0.5, 1.0, makeup) * _stroke(x, y, 0.055 * opening * lid - lift, half, 0.01)
+
+    arched = jnp.tanh(0.6 * p["Arched_Eyebrows"])
+    brow = -0.205 - 0.05 * arched + (1.9 + 2.6 * arched) * (x - 0.02 - 0.03 * arched) ** 2
+    yield 0.6 * hair, 0.9 * _stroke(x - 0.01, y, brow, 0.165, 0.024)
+
+
+def _hair_front(p, x, y, hair):
+    """Swept aside from a parting, or bangs down to the brows; strands, and a band of light."""
+    bangs = _level(p["Bangs"], 1.2)
+    part = x + 0.12
+    swept = -0.5 + 1.5 * part**2 - 0.25 * part
+    fringe = -0.215 + 0.012 * jnp.cos(34 * x) + 0.12 * x**2
+    above = _inside(y - _mix(swept, fringe, bangs))
+    temple = _inside(0.405 + 0.4 * (y + 0.1) ** 2 - _abs(x)) * _inside(y - _mix(0.1, 0.2, bangs), 0.03)
+    shape = _inside(_ellipse(x, y + 0.2, 0.585, 0.6)) * (1 - (1 - above) * (1 - temple))
+    yield hair, shape
+    yield 0.72 * hair, 0.3 * shape * (0.5 + 0.5 * jnp.cos(32 * part / (1.5 - y)))
+    ring = jnp.sqrt((x + 0.05) ** 2 + (y + 0.05) ** 2 + 1e-6) - 0.58
+    shine = jnp.exp(-((ring / 0.05) ** 2) - 0.5 * ((x + 0.15) / 0.22) ** 2)
+    yield _mix(hair, WHITE, 0.55), 0.6 * shape * shine
+
+
+def _glasses(p, x, y):
+    worn = _level(p["Eyeglasses"] - 0.3, 2.0)
+    frame = _rgb(0.1, 0.08, 0.12)
+    for side in (-1, 1):
+        rim = _ellipse(side * x - 0.225, y + 0.02, 0.185, 0.155, 3.0)
+        yield _rgb(0.85, 0.93, 1.0), 0.22 * worn * _inside(rim)
+        yield frame, worn * _inside(_abs(rim) - 0.02 * worn)
+        yield frame, worn * _inside(_abs(y + 0.07) - 0.016) * _inside(0.41 - side * x) * _inside(side * x - 0.5)
+    yield frame, worn * _inside(_abs(y + 0.06 - 2 * x**2) - 0.016) * _inside(_abs(x) - 0.045)  # the bridge
+
+
+# --------------------------------------------------------------------------------------------------------- as files
+
+
+def write_celeba(
+    root: str | os.PathLike,
+    n: int,
+    key: PRNGKeyArray,
+    structure: Structure | None = None,
+    quality: int = 95,
+    workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Write ``n`` faces in CelebA's own layout and return ``root``: 178 × 218 JPEGs and the two lists.
+
+    The central 178 × 178 pixels of image ``i`` are face ``i - 1`` of ``sample(key, n, structure)``. In the attribute
+    list an attribute is 1 where it is positive and -1 elsewhere; those of CelebA's 40 that the faces do not have are -1
+    throughout. Of ten images the ninth is for validation and the tenth for testing.
+
+    Each file is written whole, the lists last, images by ``workers`` threads. After an interruption the same call goes
+    on where it stopped, and a larger ``n`` adds to what is there.
+
+    Raises ValueError when n or workers is not positive, or root holds anything but faces of the same key and structure.
+    """
+    from tqdm import tqdm
+
+    encode = optional("PIL.Image").fromarray
+    for what, value in (("n", n), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{what} must be positive, got {value}")
+    root, structure = Path(root), model() if structure is None else structure
+    make = jax.jit(lambda i: face(_noise(key, i), structure, 218, 178))
+    folder = _claimed(root, key, make(0)) / IMAGES
+    folder.mkdir(exist_ok=True)
+    names = [f"{i + 1:06d}.jpg" for i in range(n)]
+
+    def write(i: int) -> None:
+        pixels = np.asarray(make(i).image) * 127.5 + 127.5
+        with _whole(folder / names[i], "wb") as file:
+            encode(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+
+    there = {entry.name for entry in os.scandir(folder)}
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=n, desc=f"faces in {root.name}", unit="face", disable=not progress) as bar,
+    ):
+        for block in (range(i, min(i + 256, n)) for i in range(0, n, 256)):
+            for _ in pool.map(write, [i for i in block if names[i] not in there]):
+                pass
+            bar.update(len(block))
+
+    with _whole(root / PARTITION_LIST) as file:
+        file.writelines(f"{name} {SPLITS[PARTS[i % len(PARTS)]]}\n" for i, name in enumerate(names))
+    attributes = jax.jit(jax.vmap(structure))(noises(key, n)[:, : len(ATTRIBUTES)])
+    present = np.zeros((n, len(CELEBA_ATTRIBUTES)), bool)
+    present[:, [CELEBA_ATTRIBUTES.index(name) for name in ATTRIBUTES]] = np.asarray(attributes) > 0
+    with _whole(root / ATTRIBUTE_LIST) as file:
+        file.write(f"{n}\n{' '.join(CELEBA_ATTRIBUTES)}\n")
+        for name, row in zip(names, present, strict=True):
+            file.write(f"{name} {' '.join(' 1' if value else '-1' for value in row)}\n")
+    return root
+
+
+def _claimed(root: Path, key: PRNGKeyArray, first: Face) -> Path:
+    """``root``, a folder of these faces and no others: a note says of which key, and how the first one looks."""
+    note = root / NOTE
+    looks = [float(value) for part in first for value in (part.mean(), part.std())]
+    mine = {"faces of the key": np.asarray(jax.random.key_data(key)).tolist(), "looks of the first": looks}
+    if note.exists():
+        theirs = json.loads(note.read_text())
+        same = theirs.keys() == mine.keys() and all(
+            np.shape(theirs[name]) == np.shape(mine[name]) and np.allclose(theirs[name], mine[name], atol=1e-4)
+            for name in mine
+        )
+        if not same:
+            raise ValueError(f"root must be empty or hold faces of the same key and structure; {note} tells of others")
+    elif root.exists() and any(root.iterdir()):
+        raise ValueError(f"root must be empty or hold faces written before, got {root} with other files in it")
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        with _whole(note) as file:
+            json.dump(mine, file)
+    return root
+
+
+@contextlib.contextmanager
+def _whole(path: Path, mode: str = "w") -> Iterator[Any]:
+    """A file that is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, mode) as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
