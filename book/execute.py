@@ -79,7 +79,14 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         start = time.perf_counter()
         try:
             done = papermill.execute_notebook(
-                notebook, None, parameters={"profile": profile}, cwd=root, kernel_name="python3", progress_bar=False
+                notebook,
+                None,
+                parameters={"profile": profile},
+                cwd=root,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=300,  # on a busy machine, the first import from a fresh environment
+                config=sockets(scratch),
             )
         except papermill.PapermillExecutionError as error:
             report_failure(source.name, error, notebook)
@@ -102,6 +109,14 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         "notebook_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     write_whole(target.with_suffix(".json"), json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+
+def sockets(folder: str) -> Any:
+    """How to talk to a kernel: by files in ``folder``, where sockets can be files. Ports are chosen before they are
+    bound, so that kernels which start at the same time may get the same ones."""
+    from traitlets.config import Config
+
+    return Config() if os.name == "nt" else Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 def report_failure(name: str, error: Any, notebook: Any) -> None:

@@ -40,7 +40,14 @@ def refuse(folder: Path, chapters: list[str]) -> list[str]:
 def compare(paths: list[Path], jobs: int, env: dict[str, str]) -> int:
     """nbval's exit code: 0 when every output agrees."""
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
-    command += ["--nbval-sanitize-with", str(Path(__file__).with_name("sanitize.cfg")), "--rootdir", str(ROOT)]
+    command += [
+        "--nbval-kernel-startup-timeout",
+        "300",
+        "--nbval-sanitize-with",
+        str(Path(__file__).with_name("sanitize.cfg")),
+        "--rootdir",
+        str(ROOT),
+    ]
     command += ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
     return subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=env).returncode
 
