@@ -9,7 +9,7 @@ import pytest
 # Before cdelta is imported for the first time: each annotation becomes a check.
 jaxtyping.install_import_hook("cdelta", "beartype.beartype")
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)  # float32 is tested with arrays that say so
 for _name in ("CDELTA_LEDGER", "CDELTA_CLAIMS"):
