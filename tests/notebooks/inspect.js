@@ -18,6 +18,12 @@
       say("raw formula", text.data);
   }
 
+  for (const formula of document.querySelectorAll('mjx-container[display="true"]')) {
+    const drawn = formula.querySelector("svg"), hidden = drawn ? drawn.getBoundingClientRect().width - formula.clientWidth : 0;
+    if (hidden > 1)
+      say("clipped formula", `${Math.round(hidden)} px do not show in #${formula.closest("[id]")?.id}: break its line`);
+  }
+
   for (const image of document.querySelectorAll("img"))
     if (!(image.getAttribute("alt") || "").trim()) say("no alt text", image.outerHTML);
   for (const drawn of article.querySelectorAll("svg, canvas")) {

@@ -16,7 +16,7 @@ SITE = ROOT / "_build" / "html"
 PAGE = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>t</title>
 <meta name="viewport" content="width=device-width">
 <style>body {{ background: #fff; color: #222 }} [data-theme=dark] body {{ background: #111; color: #ddd }}
-a {{ color: inherit }}</style>
+a {{ color: inherit }} mjx-container {{ overflow-x: auto; max-width: 100% }}</style>
 <script>window.MathJax = {{tex: {{macros: {{E: "\\\\mathbb{{E}}"}}}}}}</script>
 <script defer src="mathjax/tex-svg-full.js"></script>{head}</head><body><main>
 <h1 id="title">A title</h1><p>Text, <span class="math">\\(\\E[x] = \\frac{{1}}{{2}}\\)</span>, and
@@ -32,6 +32,7 @@ BROKEN = {
     "raw formula": "<p>Here $x_t$ was not set.</p>",
     "raw formula: display": "<p>$$ x = 1</p>",
     "raw formula: command": "<p>the \\mathbb{E} of it</p>",
+    "clipped formula": f'<div style="overflow-x: auto"><p class="math">\\[{"x + " * 60} y\\]</p></div>',
     "console error": "<script>console.error('something broke')</script>",
     "console error: exception": "<script>undefinedFunction()</script>",
     "outside request": '<img alt="far away" src="https://example.org/a.png">',
