@@ -27,6 +27,7 @@ _SUBMODULES = (
     "training",
     "pretrained",
     "datasets",
+    "quality",
     "figures",
     "ledger",
 )

@@ -1,0 +1,77 @@
+"""Distances between sets of samples against closed forms and brute force."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from cdelta import quality
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+
+
+def test_in_one_dimension_it_is_the_best_assignment():
+    x, y = RNG.normal(size=(12, 1)), RNG.normal(2.0, 3.0, size=(8, 1))
+    # 24 copies of each: the best assignment between equal numbers is the transport between unequal ones
+    a, b = np.repeat(x, 2, 0), np.repeat(y, 3, 0)
+    cost = (a - b.T) ** 2
+    best = np.sqrt(cost[linear_sum_assignment(cost)].mean())
+    found = quality.sliced_wasserstein(x, y, KEY)
+    assert abs(found.value - best) < 1e-12 and found.stderr < 1e-12
+
+
+def test_of_a_shift():
+    x, shift = RNG.normal(size=(50, 2, 3)), RNG.normal(size=(2, 3))
+    found = quality.sliced_wasserstein(x, x + shift, KEY, directions=20_000)
+    assert abs(found.value - np.linalg.norm(shift) / np.sqrt(6)) < 4 * found.stderr  # E (θ·s)² = |s|²/d
+    assert quality.sliced_wasserstein(x, x[::-1], KEY) == (0.0, 0.0)
+
+
+def test_of_two_normals():
+    x, y = RNG.normal(size=(200_000, 2)), 3 * RNG.normal(size=(150_000, 2))
+    found = quality.sliced_wasserstein(x, y, KEY, directions=8)
+    assert abs(found.value - 2) < 0.02  # W2(N(0,1), N(0,9)) = 3 - 1; the samples' own error is about 1/√n
+
+
+def test_in_single_precision():
+    x, y = (RNG.normal(size=(300, 28, 28)).astype(np.float32) for _ in range(2))
+    single = quality.sliced_wasserstein(x, y, KEY)
+    double = quality.sliced_wasserstein(x.astype(np.float64), y.astype(np.float64), KEY)
+    assert abs(single.value - double.value) < 0.1 * double.value  # other directions are drawn
+    assert single.stderr > 0
+
+
+@pytest.mark.parametrize("batch", [3, 100])
+def test_nearest_against_brute_force(batch):
+    x, data = RNG.normal(size=(10, 4, 2)), RNG.normal(size=(30, 4, 2))
+    distances = np.sqrt(((x[:, None] - data[None]) ** 2).sum((2, 3)))
+    found = quality.nearest(x, data, batch)
+    np.testing.assert_array_equal(found.indices, distances.argmin(1))
+    np.testing.assert_allclose(found.distances, distances.min(1), rtol=1e-12)
+
+
+def test_a_copy_is_its_own_neighbour_at_distance_zero():
+    data = (1e3 + RNG.normal(size=(20, 50))).astype(np.float64)
+    found = quality.nearest(data, data)
+    np.testing.assert_array_equal(found.indices, np.arange(20))
+    np.testing.assert_array_equal(found.distances, 0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quality.sliced_wasserstein(np.ones((0, 2)), np.ones((3, 2)), KEY), "x must hold samples"),
+        (lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 4)), KEY), "one shape"),
+        (lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 2)), KEY, 1), "directions"),
+        (lambda: quality.sliced_wasserstein(np.array([[np.nan]]), np.ones((3, 1)), KEY), "x must be finite"),
+        (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 4))), "one shape"),
+        (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones(3)), "data must hold samples"),
+        (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 3)), 0), "batch"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
