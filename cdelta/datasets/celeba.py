@@ -225,7 +225,8 @@ class CelebA:
             found = f"{picture.width} × {picture.height}"
             raise BrokenImage(f"{self.root / IMAGES / name} is {found} pixels, less than the crop of {self.crop}")
         box = (left, top, left + self.crop, top + self.crop)
-        picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
+        # cut first: the filter must not see beyond the edge, as resize(box=...) would let it
+        picture = picture.crop(box).resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(picture, np.float32) / np.float32(127.5) - 1
 
     def _read(self, index: int) -> Sample | None:
