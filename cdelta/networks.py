@@ -50,8 +50,8 @@ class VelocityFromTarget(nnx.Module):
 
     For the exact :math:`g` this is the velocity at every t ≤ ``last``. Beyond, where the quotient would come to divide
     by nothing, the velocity at ``last`` is kept: finite, off by :math:`O(1 - \text{last})` on an interval of that
-    length, which moves the flow's end by :math:`O((1 - \text{last})^2)`. A larger ``last`` has less of this bias, but an
-    error of the network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both).
+    length, which moves the flow's end by :math:`O((1 - \text{last})^2)`. A larger ``last`` has less of this bias, but
+    an error of the network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both).
 
     Raises ValueError when ``last`` is not inside (0, 1), or when ``g`` returns another shape than ``x``'s.
     """
