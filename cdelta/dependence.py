@@ -502,13 +502,9 @@ def _average(
     store = None if resume is None else _Store(resume, statistic, antithetic, f, key_data)
     sums = _Sums.zero(blocks, n) if store is None else store.read(blocks, n, samples)
     leader = jax.process_index() == 0
-    bar = tqdm(
-        total=samples,
-        initial=sums.drawn,
-        unit="latent",
-        delay=0 if progress else 5,
-        disable=progress is False or not leader,
-    )
+    # not disable=False otherwise: that would overrule TQDM_DISABLE
+    silent = {"disable": True} if progress is False or not leader else {}
+    bar = tqdm(total=samples, initial=sums.drawn, unit="latent", delay=0 if progress else 5, **silent)
     try:
         while sums.drawn < samples:
             new, bad = _batch_sums(
