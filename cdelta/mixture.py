@@ -241,8 +241,8 @@ def affinity_bound(
     With :math:`v_k` the affine velocities, :math:`s_k = S_k^{-1}(m_k - x)` the scores and
     :math:`\bar s = \sum_k \gamma_k s_k`,
 
-    .. math:: \lVert v - v_k \rVert \le \sum_{j \ne k} \gamma_j \lVert v_j - v_k \rVert, \qquad
-              \lVert \nabla v - A_k \rVert_F \le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
+    .. math:: \lVert v - v_k \rVert &\le \sum_{j \ne k} \gamma_j \lVert v_j - v_k \rVert \\
+              \lVert \nabla v - A_k \rVert_F &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
               + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
 
     Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the triangle inequality, and
