@@ -88,6 +88,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
+        "mnist": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {}),
         "fives": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {"digits": (5,)}, steps=2000),
         "digit_classifier": Recipe(
             "Classifier", {"shape": (28, 28), "outputs": 10}, "mnist", {}, "cross_entropy", steps=1500, batch=128
