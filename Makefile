@@ -11,12 +11,13 @@ STAMP   := .venv/.made
 PAGES   := _build/html/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke pages bench serve lock pairs clean
+.PHONY: help env book execute test lint unit smoke pages train bench serve lock pairs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book [PROFILE=smoke|book|paper] [JOBS=2]   execute what changed and build the book"
 	@echo "make test     lint, unit tests, notebooks twice (smoke), the book, its pages in a browser"
+	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
 	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later)"
 	@echo "make serve    look at the book on localhost"
@@ -88,6 +89,10 @@ smoke: $(STAMP)
 pages: $(STAMP)
 	$(MAKE) book PROFILE=book
 	$(BIN)/python -m pytest -q tests/notebooks/test_pages.py
+
+# An interrupted training goes on from its last checkpoint, in build/training.
+train: $(STAMP)
+	$(BIN)/python -m cdelta.pretrained $(NAMES)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(NAMES)

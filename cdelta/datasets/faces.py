@@ -157,6 +157,28 @@ def sample(key: PRNGKeyArray, n: int, structure: Structure | None = None, height
     return Face(_pictures(jnp.concatenate([attributes, noise[:, len(ATTRIBUTES) :]], 1), height, width), attributes)
 
 
+class Labelled(NamedTuple):
+    """Images, and for each attribute the probability that somebody who labels them says yes."""
+
+    images: Float[np.ndarray, "n 64 64 3"]
+    labels: Float[np.ndarray, "n attributes"]
+
+
+@functools.lru_cache(maxsize=2)  # rendering takes milliseconds a face
+def dataset(split: str = "train", graph: str = "common_cause", n: int = 6000) -> Labelled:
+    r"""``n`` faces of one of :data:`GRAPHS` to train on (``"train"``) or others (``"held_out"``), NumPy arrays.
+
+    Labels waver as people's do: an attribute a is said to be there with probability :math:`\sigma(2a)`, and the labels
+    are these probabilities. A classifier that sees a has then the logit 2a: smooth, and linear in the attribute.
+
+    Raises ValueError for an unknown split or graph, or n < 1.
+    """
+    if split not in ("train", "held_out"):
+        raise ValueError(f'split must be "train" or "held_out", got {split!r}')
+    images, attributes = sample(jax.random.key({"train": 0, "held_out": 1}[split]), n, model(graph))
+    return Labelled(np.asarray(images), np.asarray(jax.nn.sigmoid(2 * attributes)))
+
+
 def _attributes(noise: Array, structure: Structure | None) -> Array:
     """``[n, noises] -> [n, attributes]``"""
     structure = model() if structure is None else structure

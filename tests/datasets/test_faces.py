@@ -175,6 +175,17 @@ def test_samples_are_the_faces_of_their_noises():
     np.testing.assert_array_equal(faces.noises(key, 1, start=2), noise[2:])
 
 
+def test_a_dataset_to_train_on():
+    images, labels = faces.dataset("train", "independent", 40)
+    again = faces.sample(jax.random.key(0), 40, faces.model("independent"))
+    np.testing.assert_allclose(images, again.image, atol=1e-6)
+    np.testing.assert_allclose(np.log(labels / (1 - labels)), 2 * again.attributes, rtol=1e-4, atol=1e-5)
+    others = faces.dataset("held_out", "independent", 40)
+    assert np.abs(others.labels[:, None] - labels).max(-1).min() > 0.01  # no face is in both
+    with pytest.raises(ValueError, match=r'split must be "train" or "held_out", got \'test\''):
+        faces.dataset("test")
+
+
 def test_noises_are_standard_normal_and_independent():
     n = 20_000
     noise = np.asarray(faces.noises(jax.random.key(4), n), np.float64)
