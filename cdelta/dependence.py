@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from tqdm import tqdm
 
 from cdelta import _check, jacobian
-from cdelta.flow import as_pytree, count
+from cdelta.flow import CPU_OPTIONS, as_pytree, count
 
 Features = Callable[[Array], Array]
 _BLOCKS = 64  # groups of the jackknife: a standard error is then known to 9 %
@@ -367,11 +367,7 @@ def filtered_moment(differences: Float[ArrayLike, "N n"], held: int | Sequence[i
     threshold. ``samples`` of the result is the number kept. Raises ValueError for an index out of range, a threshold
     that is not positive, and one that keeps nothing.
     """
-    differences = _check.as_float("differences", differences)
-    if differences.ndim != 2 or not differences.size:
-        raise ValueError(f"differences must be a matrix [N, n] of wiggles, got shape {differences.shape}")
-    _check.finite("differences", differences)
-    differences = np.asarray(differences, dtype=np.float64)
+    differences = _feature_rows("differences", differences)
     held = _indices("held", held, differences.shape[1])
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
@@ -390,6 +386,47 @@ def filtered_moment(differences: Float[ArrayLike, "N n"], held: int | Sequence[i
         sums.count[block] = sums.weight[block] = len(group)
         sums.matrix[block] = group.T @ group
     return _moment(sums._replace(trace_squared=np.sum(np.sum(kept**2, axis=1) ** 2)), ())
+
+
+def sample_moment(features: Float[ArrayLike, "N n"]) -> Moment:
+    r"""The sample covariance of features that are already there: of data, or of a flow's outputs.
+
+    .. math:: \frac{1}{N - 1} \sum_s (y_s - \bar y)(y_s - \bar y)^{\mathsf T}
+
+    ``features`` ``[N, n]``, one independent sample a row. Standard errors, also of its correlations, are those of the
+    jackknife over groups of rows, each replicate about its own mean. Raises ValueError for fewer than three samples,
+    or features that are not finite.
+    """
+    features = _feature_rows("features", features)
+    if len(features) < 3:
+        raise ValueError(f"features must hold at least three samples, got {len(features)}")
+    blocks = min(_block_count(features.shape[1]), len(features))
+    centred = features - features.mean(0)
+    groups = [centred[block::blocks] for block in range(blocks)]
+    sums = np.stack([group.sum(0) for group in groups])
+    squares = np.stack([group.T @ group for group in groups])
+    total, left = squares.sum(0), len(features) - np.array([len(group) for group in groups])
+    # the other groups sum to -sums, which moves their mean away from zero
+    others = total - squares - sums[:, :, None] * sums[:, None, :] / left[:, None, None]
+    traces = (centred**2).sum(1)
+    with np.errstate(invalid="ignore"):
+        effective = traces.sum() ** 2 / (traces**2).sum()
+    return Moment(
+        matrix=total / (len(features) - 1),
+        replicates=others / (left - 1)[:, None, None],
+        shares=1 - left / len(features),
+        samples=len(features),
+        effective_samples=float(effective),
+    )
+
+
+def _feature_rows(name: str, features: Any) -> np.ndarray:
+    """Samples by features, in double precision."""
+    features = _check.as_float(name, features)
+    if features.ndim != 2 or not features.size:
+        raise ValueError(f"{name} must be a matrix [N, n], one sample a row, got shape {features.shape}")
+    _check.finite(name, features)
+    return np.asarray(features, dtype=np.float64)
 
 
 # Streaming.
@@ -444,10 +481,18 @@ def _moment(sums: _Sums, held: tuple[int, ...]) -> Moment:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("statistic", "antithetic", "blocks", "batch", "mesh", "impl"))
-def _batch_sums(f, key_data, start, stop, *, statistic, antithetic, blocks, batch, mesh, impl):
+def _batch_sums(*arguments, mesh, **settings):
     """The sums over samples start, …, start + batch - 1 that are below stop, and the first one that is not finite."""
+    return _compiled(mesh.devices.flat[0].platform)(*arguments, mesh=mesh, **settings)
 
+
+@functools.cache
+def _compiled(platform: str) -> Callable:
+    names = ("statistic", "antithetic", "blocks", "batch", "mesh", "impl")
+    return jax.jit(_sum_batch, static_argnames=names, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
+
+
+def _sum_batch(f, key_data, start, stop, *, statistic, antithetic, blocks, batch, mesh, impl):
     def on_one_device(f, key_data, start, stop):
         here = batch // mesh.size
         index = start + jax.lax.axis_index("samples") * here + jnp.arange(here, dtype=start.dtype)

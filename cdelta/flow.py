@@ -45,6 +45,10 @@ _METHODS = {
 _ADAPTIVE = {"heun": diffrax.Heun, "midpoint": diffrax.Midpoint, "tsit5": diffrax.Tsit5}
 _UNROLL_LIMIT = 128  # velocity evaluations beyond which unrolling would compile for too long
 
+# For jax.jit(..., compiler_options=...) on a CPU. XLA's CPU backend drops the barriers that tie "compute again" to the
+# reverse pass, and computes all unrolled steps again at its beginning; with them their memory is that of one step.
+CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 
 @dataclass(frozen=True, eq=False)
 class Flow:
@@ -59,7 +63,8 @@ class Flow:
     Reverse passes keep one state a step and compute the rest again, so their memory does not grow with the steps
     beyond that. On a CPU the reverse of a convolution inside a loop falls off XLA's fast path (10 times slower, or
     more); where the velocity has convolutions the steps are therefore unrolled there, up to 128 evaluations, at the
-    price of memory and compilation. ``unroll`` says so explicitly.
+    price of compilation. ``unroll`` says so explicitly. For their memory not to grow either, a ``jit`` of yours around
+    a reverse pass needs ``compiler_options=cdelta.flow.CPU_OPTIONS`` (``cdelta.dependence`` does it).
 
     Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity of the wrong shape, for
     one that returns NaN or infinity (named with its t) and for an adaptive solver that fails. Values can be looked at
@@ -234,11 +239,12 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
         return _solve_adaptive(flow, x, ts, backward)
     method = _METHODS[flow.solver]
     stages, dts = _grid(flow, x.dtype, backward)
-    step = jax.checkpoint(functools.partial(_step, flow.velocity, method), prevent_cse=False)
     unroll = flow.unroll
     if unroll is None:
         slow_loop = jax.default_backend() == "cpu" and flow.evaluations <= _UNROLL_LIMIT
         unroll = slow_loop and _has_convolution(jax.make_jaxpr(flow.velocity)(stages[0, 0], x).jaxpr)
+    # in a loop nothing can be shared between a step and its second computation
+    step = jax.checkpoint(functools.partial(_step, flow.velocity, method), prevent_cse=bool(unroll))
 
     def advance(x, now):
         return step(x, *now), (x if ts is not None else None)

@@ -8,6 +8,7 @@ import pytest
 
 import cdelta
 from cdelta import gaussian, jacobian
+from cdelta.flow import CPU_OPTIONS
 from tests import laws
 
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 5}
@@ -213,6 +214,25 @@ def test_the_memory_of_a_reverse_pass_grows_by_the_stored_states_only():
 
     states = 16 * size * 8 * (80 - 20)
     assert memory(80) - memory(20) < 1.5 * states
+
+
+def test_nor_does_that_of_an_unrolled_one():
+    kernels = jax.random.normal(jax.random.key(0), (2, 3, 3, 8, 8)) / 8
+
+    def velocity(t, x):
+        for kernel in kernels:
+            x = jnp.tanh(
+                jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
+        return x + t
+
+    def memory(steps):
+        flow = cdelta.Flow(velocity, "heun", steps, unroll=True)
+        rows = jax.jit(lambda x: jacobian.rows(lambda x: flow(x).mean((0, 1, 2)), x), compiler_options=CPU_OPTIONS)
+        return rows.lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    x = jnp.zeros((1, 12, 12, 8))
+    assert memory(12) - memory(4) < 1.5 * x.nbytes * (12 - 4)
 
 
 def bad_velocity(t, x):
