@@ -10,7 +10,7 @@ import scipy.stats
 
 import cdelta
 from cdelta import dependence, gaussian, jacobian
-from cdelta.dependence import feature_covariance, filtered_moment, held_moment, wiggle_moment
+from cdelta.dependence import feature_covariance, filtered_moment, held_moment, sample_moment, wiggle_moment
 from tests import laws
 
 KEY = jax.random.key(0)
@@ -177,6 +177,28 @@ def test_latents_where_nothing_can_be_held_are_left_out_and_counted():
         held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, (1, 2))
 
 
+def test_sample_moment_is_the_covariance_of_the_rows_and_of_the_rows_left():
+    rows = np.array(jax.vmap(heavy)(jax.random.normal(KEY, (130, 3)))) + 1e3
+    moment = sample_moment(rows)
+    np.testing.assert_allclose(moment.matrix, np.cov(rows.T), rtol=1e-10)
+    np.testing.assert_allclose(moment.correlation, np.corrcoef(rows.T), rtol=1e-10)
+    assert moment.samples == 130 and 1 < moment.effective_samples < 130
+    for block in (0, 1, 2, 63):  # 64 groups, of three or of two rows
+        kept = np.delete(rows, np.s_[block::64], axis=0)
+        np.testing.assert_allclose(moment.replicates[block], np.cov(kept.T), rtol=1e-10)
+        assert moment.shares[block] == pytest.approx(1 - len(kept) / 130)
+    assert sample_moment(rows[:3]).stderr.shape == (3, 3)
+
+
+def test_standard_error_of_a_sample_correlation_is_the_normal_theory_one():
+    rho, n = 0.8, 100_000
+    x, y = jax.random.normal(KEY, (2, n))
+    moment = sample_moment(jnp.stack([x, rho * x + np.sqrt(1 - rho**2) * y], 1))
+    # 64 groups know a standard error to 9 %
+    assert moment.correlation_stderr[0, 1] == pytest.approx((1 - rho**2) / np.sqrt(n), rel=4 * 0.09)
+    assert moment.stderr[0, 0] == pytest.approx(np.sqrt(2 / n), rel=4 * 0.09)
+
+
 REPEATS = 400
 
 
@@ -197,8 +219,9 @@ def heavy(x):  # S(x0) has log-normal tails: kurtosis about 40
         lambda key: wiggle_moment(heavy, key, (3,), 2000, "jvp"),
         lambda key: feature_covariance(heavy, key, (3,), 2000),
         lambda key: held_moment(heavy, key, (3,), 2000, 1),
+        lambda key: sample_moment(jax.vmap(heavy)(jax.random.normal(key, (2000, 3)))),
     ],
-    ids=["wiggle", "jvp", "covariance", "held"],
+    ids=["wiggle", "jvp", "covariance", "held", "samples"],
 )
 def test_standard_errors_are_calibrated(estimator):
     """Over independent repeats errors have the size that each repeat reports: entries, correlation, partial moment."""
@@ -414,6 +437,9 @@ DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
         (lambda: filtered_moment(DIFFERENCES[0], 0, 0.1), r"differences must be a matrix \[N, n\].*got shape \(3,\)"),
         (lambda: filtered_moment(DIFFERENCES[:0], 0, 0.1), "differences must be a matrix"),
         (lambda: filtered_moment(DIFFERENCES * np.nan, 0, 0.1), "differences must be finite"),
+        (lambda: sample_moment(DIFFERENCES[0]), r"features must be a matrix \[N, n\].*got shape \(3,\)"),
+        (lambda: sample_moment(DIFFERENCES[:2]), "features must hold at least three samples, got 2"),
+        (lambda: sample_moment(DIFFERENCES * np.nan), "features must be finite"),
         (lambda: wiggle_moment(linear, KEY, (4,), 9).partial(3), "k must be different indices in 0, …, 2, got 3"),
         (lambda: wiggle_moment(linear, KEY, (4,), 9).select([]), "indices must be a feature's index or several"),
     ],
