@@ -61,6 +61,25 @@ def target_loss(
     return jnp.mean((_batched(network)(t, x) - x1) ** 2)
 
 
+def target_velocity_loss(
+    network: Callable,
+    key: PRNGKeyArray,
+    x1: Float[Array, "n ..."],
+    source: Callable = standard_normal,
+    last: float = 0.95,
+) -> Float[Array, ""]:
+    r"""Loss of a network that predicts the target, in units of the velocity that ``networks.VelocityFromTarget`` makes.
+
+    .. math:: L = E\,\frac{|g(t, x_t) - x_1|^2}{(1 - s)^2} \Big/ d, \qquad s = \min(t, \text{last})
+
+    Up to ``last`` it is ``loss`` of that velocity, and has the minimiser of ``target_loss``. Against ``target_loss``
+    it weighs late times more, where x is nearly x1 and the details of an image are decided.
+    """
+    t, _, x = _interpolated(key, x1, source)
+    scale = 1 - jnp.minimum(t, last).reshape(-1, *[1] * (x1.ndim - 1))
+    return jnp.mean(((_batched(network)(t, x) - x1) / scale) ** 2)
+
+
 def cross_entropy(
     network: Callable, key: PRNGKeyArray, batch: tuple[Float[Array, "n ..."], Int[Array, " n"]]
 ) -> Float[Array, ""]:

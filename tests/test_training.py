@@ -61,6 +61,20 @@ def test_the_loss_of_the_exact_answer_is_the_posterior_variance(objective, netwo
     assert abs(excess.mean() - 0.25) / (excess.std() / 20) < 4
 
 
+def test_a_target_can_be_judged_by_its_velocity():
+    def target(t, x):
+        return jnp.sin(3 * x) + t
+
+    x1, last = jax.random.normal(KEY, (300, 2)), 1 - 1e-6
+    velocity = networks.VelocityFromTarget(target, last)
+    expected = training.loss(lambda t, x: velocity(t, x), KEY, x1)
+    np.testing.assert_allclose(training.target_velocity_loss(target, KEY, x1, last=last), expected, rtol=1e-9)
+    # beyond last the weight stays
+    late = training.target_velocity_loss(lambda t, x: jnp.where(t > 0.5, x1[0], x1[0] + 1), KEY, x1[:1], last=0.1)
+    t = training._interpolated(KEY, x1[:1], training.standard_normal)[0]
+    np.testing.assert_allclose(late, 0 if t[0] > 0.5 else 1 / (1 - min(t[0], 0.1)) ** 2, rtol=1e-12)
+
+
 def test_another_source():
     source, target = Gaussian(jnp.array([2.0]), jnp.array([[0.25]])), Gaussian(jnp.array([-1.0]), jnp.array([[1.0]]))
 

@@ -166,16 +166,17 @@ class Labelled(NamedTuple):
 
 @functools.lru_cache(maxsize=2)  # rendering takes milliseconds a face
 def dataset(split: str = "train", graph: str = "common_cause", n: int = 6000) -> Labelled:
-    r"""``n`` faces of one of :data:`GRAPHS` to train on (``"train"``) or others (``"held_out"``), NumPy arrays.
+    r"""``n`` faces of one of :data:`GRAPHS` to train on, or n/10 others (``"held_out"``), as NumPy arrays.
 
     Labels waver as people's do: an attribute a is said to be there with probability :math:`\sigma(2a)`, and the labels
     are these probabilities. A classifier that sees a has then the logit 2a: smooth, and linear in the attribute.
 
-    Raises ValueError for an unknown split or graph, or n < 1.
+    Raises ValueError for an unknown split or graph, or when n is not positive.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f'split must be "train" or "held_out", got {split!r}')
-    images, attributes = sample(jax.random.key({"train": 0, "held_out": 1}[split]), n, model(graph))
+    held_out = split == "held_out"
+    images, attributes = sample(jax.random.key(held_out), max(1, n // 10) if held_out else n, model(graph))
     return Labelled(np.asarray(images), np.asarray(jax.nn.sigmoid(2 * attributes)))
 
 

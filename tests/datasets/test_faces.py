@@ -181,6 +181,7 @@ def test_a_dataset_to_train_on():
     np.testing.assert_allclose(images, again.image, atol=1e-6)
     np.testing.assert_allclose(np.log(labels / (1 - labels)), 2 * again.attributes, rtol=1e-4, atol=1e-5)
     others = faces.dataset("held_out", "independent", 40)
+    assert len(others.images) == len(others.labels) == 4
     assert np.abs(others.labels[:, None] - labels).max(-1).min() > 0.01  # no face is in both
     with pytest.raises(ValueError, match=r'split must be "train" or "held_out", got \'test\''):
         faces.dataset("test")
