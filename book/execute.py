@@ -38,8 +38,9 @@ FAILED = 3  # the exit code of a child whose notebook raised, after it said wher
 
 def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
     """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and data), the locked
-    requirements, the Python version, and this script."""
-    digest = hashlib.sha256(f"{profile}\n{platform.python_version()}\n".encode())
+    requirements, the Python version, this script, and where CelebA is, if it is there."""
+    celeba = os.environ.get("CDELTA_CELEBA", "")
+    digest = hashlib.sha256(f"{profile}\n{platform.python_version()}\n{celeba}\n".encode())
     package = (path for path in (root / "cdelta").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for path in (source, root / "requirements.txt", Path(__file__).resolve(), *sorted(package)):
         digest.update(f"{path.name}\n".encode())
