@@ -27,6 +27,7 @@ _SUBMODULES = (
     "training",
     "pretrained",
     "datasets",
+    "attributes",
     "quality",
     "figures",
     "ledger",
