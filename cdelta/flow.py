@@ -64,7 +64,7 @@ class Flow:
     beyond that. On a CPU the reverse of a convolution inside a loop falls off XLA's fast path (10 times slower, or
     more); where the velocity has convolutions the steps are therefore unrolled there, up to 128 evaluations, at the
     price of compilation. ``unroll`` says so explicitly. For their memory not to grow either, a ``jit`` of yours around
-    a reverse pass needs ``compiler_options=cdelta.flow.CPU_OPTIONS`` (``cdelta.dependence`` does it).
+    a reverse pass needs the ``compiler_options`` named ``CPU_OPTIONS`` here (``cdelta.dependence`` sets them).
 
     Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity of the wrong shape, for
     one that returns NaN or infinity (named with its t) and for an adaptive solver that fails. Values can be looked at
