@@ -229,8 +229,8 @@ def test_a_figure_too_large_is_refused(shown):
     assert shown == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
+    assert CHROMIUM, "this test needs a Chromium, as the README says"
     small(readout=["first", "second", "the <third>"])
     script = """
     const figure = document.querySelector("figure"), slider = figure.querySelector("input"), seen = [];
