@@ -249,7 +249,11 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
     def advance(x, now):
         return step(x, *now), (x if ts is not None else None)
 
-    end, states = jax.lax.scan(advance, x, (stages, dts), unroll=bool(unroll))
+    if unroll and flow.steps == 1:  # scan would keep a loop of one turn a loop
+        end, states = advance(x, (jnp.asarray(stages[0]), jnp.asarray(dts[0])))
+        states = None if states is None else states[None]
+    else:
+        end, states = jax.lax.scan(advance, x, (stages, dts), unroll=bool(unroll))
     if ts is None:
         return end, jnp.zeros((), bool)
 

@@ -179,7 +179,8 @@ def test_a_flow_is_a_pytree_of_its_velocitys_arrays():
     assert jax.tree.leaves(cdelta.Flow(lambda t, x: x)) == []
 
 
-def test_unrolled_steps_give_the_same_numbers_and_follow_from_a_convolution():
+@pytest.mark.parametrize("steps", [1, 6])
+def test_unrolled_steps_give_the_same_numbers_and_follow_from_a_convolution(steps):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 1, 1)) / 3
 
     def smoothing(t, x):
@@ -193,13 +194,15 @@ def test_unrolled_steps_give_the_same_numbers_and_follow_from_a_convolution():
     def loops(flow):
         return str(jax.make_jaxpr(jax.grad(lambda x: flow(x).sum()))(x)).count("scan[")
 
-    flows = [cdelta.Flow(smoothing, "heun", 6, unroll=unroll) for unroll in (False, True, None)]
+    flows = [cdelta.Flow(smoothing, "heun", steps, unroll=unroll) for unroll in (False, True, None)]
+    ts = jnp.array([0, 0.3, 1])
     for flow in flows[1:]:
+        np.testing.assert_allclose(flow.trajectory(x, ts), flows[0].trajectory(x, ts), atol=1e-13)
         np.testing.assert_allclose(flow(x), flows[0](x), atol=1e-13)
         np.testing.assert_allclose(jax.jacrev(flow)(x), jax.jacrev(flows[0])(x), atol=1e-13)
     lowered = [jax.jit(jax.grad(lambda x: flow(x).sum())).lower(x).as_text().count("while") for flow in flows]  # noqa: B023
     assert lowered[0] > 0 and lowered[1] == 0 == lowered[2]
-    assert loops(cdelta.Flow(curved, steps=6)) > 0
+    assert loops(cdelta.Flow(curved, steps=steps)) > 0
 
 
 def test_the_memory_of_a_reverse_pass_grows_by_the_stored_states_only():

@@ -192,7 +192,7 @@ def test_copies_of_vanished_notebooks_go(tmp_path):
 
 def test_interrupt_ends_the_kernels_and_leaves_nothing(tmp_path):
     wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
-    root = make_root(tmp_path, a=[PARAMETERS, wait], b=GOOD)
+    root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, wait])  # the last of new ones is the first to run
     command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid = root / "pid"

@@ -18,6 +18,22 @@ from cdelta.pretrained import RECIPES, Recipe
 NAMES = sorted(path.stem for path in pretrained.FOLDER.glob("*.json"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Several tests need the same data, and painting thousands of faces takes seconds."""
+    plain, kept = Recipe.samples, {}
+
+    def samples(recipe, split):
+        what = json.dumps([recipe.data, recipe.data_arguments, recipe.objective, split])
+        if what not in kept:
+            kept[what] = plain(recipe, split)
+        return kept[what]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, "samples", samples)
+        yield
+
+
 def test_what_is_shipped_has_a_recipe_and_is_small():
     assert NAMES and set(NAMES) <= set(RECIPES)
     assert {path.stem for path in pretrained.FOLDER.glob("*.safetensors")} == set(NAMES)
