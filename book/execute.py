@@ -264,13 +264,14 @@ def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Pa
             say(source.stem, "FAILED", seconds, "" if code == FAILED else f"  (exit code {code})")
 
     waiting = []
-    for source in reversed(sources):  # where nothing is known yet: the later chapters take longer
+    for source in sources:
         target, mark = folder / f"{source.stem}.ipynb", fingerprint(source, profile, root)
         run = None if force else finished(target, mark)
         if run:
             say(source.stem, "cached", run["seconds"])
         else:
             waiting.append((last_seconds(target), source, mark, target))
+    waiting.reverse()  # where no time is known yet: the later chapters take longer
     waiting.sort(key=lambda item: -item[0])  # the longest first, so that no long one is left over for the end
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
