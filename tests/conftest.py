@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 
+import execute
 import jaxtyping
 import pytest
 
-# Thousands of programs are compiled here and run once or twice: LLVM's optimizations would cost more than they gain.
-# XLA's own passes are the same as ever; the notebooks run with all of it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Thousands of programs are compiled here and run once or twice.
+os.environ.setdefault("XLA_FLAGS", execute.QUICK)
 
 # Before cdelta is imported for the first time: each annotation becomes a check.
 jaxtyping.install_import_hook("cdelta", "beartype.beartype")

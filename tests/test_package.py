@@ -10,7 +10,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.notebooks import ROOT
+from tests import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import execute
 import nbformat
 
-from tests.notebooks import ROOT
+from tests import ROOT
 
 
 def never_executed(notebook: Any) -> list[int]:
@@ -48,7 +48,7 @@ def compare(paths: list[Path], jobs: int, env: dict[str, str]) -> int:
         "--rootdir",
         str(ROOT),
     ]
-    command += ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else []
+    command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
     return subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=env).returncode
 
 
@@ -61,8 +61,10 @@ def main() -> int:
     if reasons := refuse(options.folder, chapters):
         print("\n".join(reasons), file=sys.stderr)
         return 1
-    paths = [options.folder / f"{name}.ipynb" for name in chapters]
-    return compare(paths, options.jobs, execute.environment(ROOT))
+    seconds = {name: run["seconds"] for name, run in execute.records(options.folder).items()}
+    # the longest first, so that no long one is left over for the end
+    paths = [options.folder / f"{name}.ipynb" for name in sorted(chapters, key=lambda name: -seconds.get(name, 0))]
+    return compare(paths, options.jobs, execute.environment(ROOT, "smoke"))
 
 
 if __name__ == "__main__":

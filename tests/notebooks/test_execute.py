@@ -12,7 +12,7 @@ import execute
 import nbformat
 import pytest
 
-from tests.notebooks import ROOT
+from tests import ROOT
 
 SCRIPT = ROOT / "book" / "execute.py"
 

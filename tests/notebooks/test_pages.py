@@ -1,17 +1,20 @@
 """Every built page in a browser without network; and, for each thing that is looked for, a page that has it.
 
-Needs the book (`make book`) and a Chromium; without either it fails, it does not skip.
+Needs a Chromium and the book: that of `make book`, or the one whose folder ``CDELTA_SITE`` names. Without either it
+fails, it does not skip.
 """
 
 import json
+import os
 import shutil
 
 import nbformat
 import pytest
 
-from tests.notebooks import ROOT, pages
+from tests import ROOT
+from tests.notebooks import pages
 
-SITE = ROOT / "_build" / "html"
+SITE = ROOT / os.environ.get("CDELTA_SITE", "_build/html")
 
 PAGE = """<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>t</title>
 <meta name="viewport" content="width=device-width">

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import yaml
 
-from tests.notebooks import ROOT
+from tests import ROOT
 
 NAMES = sorted({path.stem for pattern in ("*.md", "*.ipynb") for path in (ROOT / "notebooks").glob(pattern)})
 

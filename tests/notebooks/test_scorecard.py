@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cdelta import ledger
-from tests.notebooks import ROOT
+from tests import ROOT
 
 CLAIMS = yaml.safe_load((ROOT / "book" / "claims.yml").read_text("utf-8"))
 

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from cdelta import networks, pretrained, training
+from cdelta.datasets import faces
 from cdelta.pretrained import RECIPES, Recipe
 
 NAMES = sorted(path.stem for path in pretrained.FOLDER.glob("*.json"))
@@ -29,7 +30,10 @@ def drawn_once():
             kept[what] = plain(recipe, split)
         return kept[what]
 
+    optimized = {"xla_backend_optimization_level": 2}  # off elsewhere in the tests (conftest.py): 5 times slower here
+    paint = jax.jit(faces._pictures.__wrapped__, static_argnums=(1, 2), compiler_options=optimized)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faces, "_pictures", paint)
         patch.setattr(Recipe, "samples", samples)
         yield
 
