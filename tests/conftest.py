@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 
-import execute
 import jaxtyping
 import pytest
 
-# Thousands of programs are compiled here and run once or twice.
-os.environ.setdefault("XLA_FLAGS", execute.QUICK)
+# Thousands of programs are compiled here and run once or twice: compiled fast (no optimization by LLVM, and the older
+# of two ways to write a fused kernel), not to run fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 # Before cdelta is imported for the first time: each annotation becomes a check.
 jaxtyping.install_import_hook("cdelta", "beartype.beartype")
