@@ -69,11 +69,10 @@ pairs: $(STAMP)
 
 # ------------------------------------------------------------------------------------------------------- tests
 
-# One after the other, the quick ones first; the last two side by side, since Sphinx takes one core.
+# One after the other, the quick ones first; the last two, which need smoke, side by side: Sphinx takes one core.
 test:
 	$(MAKE) lint
 	$(MAKE) unit
-	$(MAKE) smoke
 	$(MAKE) -j 2 again site
 
 lint: $(STAMP)
@@ -88,11 +87,11 @@ smoke: $(STAMP)
 	$(BIN)/python book/execute.py --profile smoke --jobs $(JOBS) --out _build/smoke
 
 # a second time by nbval, which compares,
-again: $(STAMP)
+again: smoke
 	$(BIN)/python -m tests.notebooks.again _build/smoke --jobs $(JOBS)
 
 # and as a book, in a tree of its own: the one that somebody reads stays as it is.
-site: $(STAMP)
+site: smoke
 	rm -rf $(SITE)
 	mkdir -p $(SITE)/book
 	cp -R _config.yml _toc.yml notebooks $(SITE)
