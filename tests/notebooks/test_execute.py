@@ -209,3 +209,11 @@ def test_interrupt_ends_the_kernels_and_leaves_nothing(tmp_path):
         for _ in range(100):
             os.kill(kernel, 0)
             time.sleep(0.1)
+
+
+def test_only_smoke_trades_speed_for_compilation_and_the_users_flags_stand(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    assert execute.environment(ROOT, "smoke")["XLA_FLAGS"] == execute.QUICK
+    assert "XLA_FLAGS" not in execute.environment(ROOT, "book")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert execute.environment(ROOT, "smoke")["XLA_FLAGS"] == ""
