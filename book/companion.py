@@ -1,7 +1,9 @@
-"""The book's own Sphinx extension: pages made from what the notebooks recorded, and links to their sources.
+"""The book's own Sphinx extension: pages made from what the notebooks recorded, and links to their
+sources.
 
-Before Sphinx reads anything, the fragments ``book/executed/scorecard.md`` and ``book/executed/status.md`` are written
-from the records beside the executed notebooks; the pages of the same names include them.
+Before Sphinx reads anything, the fragments ``book/executed/scorecard.md`` and
+``book/executed/status.md`` are written from the records beside the executed notebooks; the pages of
+the same names include them.
 """
 
 import ast
@@ -44,20 +46,28 @@ VERDICTS = {
 }
 
 
-# -------------------------------------------------------------------------------------------------- the scorecard
+# ------------------------------------------------------------------------------------ the scorecard
 
 
 def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    """What the records say about a claim. A claim without any is open (or was not run here); it never passes."""
+    """What the records say about a claim. A claim without any is open (or was not run here); it
+    never passes."""
     if not records:
         return "not run here" if claim.get("not_run") else "open"
     return claim["when_passed"] if all(record["passed"] for record in records) else "missed"
 
 
-def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], pages: dict[str, str]) -> str:
-    """The scorecard as MyST text. ``pages`` maps the notebooks that are chapters to their titles."""
+def scorecard(
+    claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], pages: dict[str, str]
+) -> str:
+    """The scorecard as MyST text. ``pages`` maps the notebooks that are chapters to their
+    titles."""
     by_claim = {
-        claim_id: [record for record in records if record["claim"] == claim_id and record["notebook"] in pages]
+        claim_id: [
+            record
+            for record in records
+            if record["claim"] == claim_id and record["notebook"] in pages
+        ]
         for claim_id in claims
     }
     verdicts = {claim_id: verdict(claim, by_claim[claim_id]) for claim_id, claim in claims.items()}
@@ -65,7 +75,11 @@ def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], 
     used = sorted({record["profile"] for record in records})
     lines = [
         "::::{div} cd-counts",
-        *(f"{badge(name)} **{counts[name]}** {meaning}\n" for name, meaning in VERDICTS.items() if counts[name]),
+        *(
+            f"{badge(name)} **{counts[name]}** {meaning}\n"
+            for name, meaning in VERDICTS.items()
+            if counts[name]
+        ),
         "::::",
         "",
         f"{len(claims)} claims, {len(records)} measured quantities"
@@ -90,7 +104,9 @@ def scorecard(claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], 
     return "\n".join(lines)
 
 
-def row(claim_id: str, claim: dict[str, Any], records: list[dict[str, Any]], outcome: str) -> list[str]:
+def row(
+    claim_id: str, claim: dict[str, Any], records: list[dict[str, Any]], outcome: str
+) -> list[str]:
     target = "claim-" + claim_id.lower().replace("'", "-prime")  # as docutils would write it
     lines = [f"* - [**{claim_id}**]{{#{target}}}", f"  - {claim['statement']}.", ""]
     for record in records:
@@ -118,13 +134,20 @@ def escape(text: str) -> str:
     return "".join("\\" + char if char in "\\`*_{}[]<>#$|~^" else char for char in text)
 
 
-# ------------------------------------------------------------------------------------------------ the status page
+# ---------------------------------------------------------------------------------- the status page
 
 
 def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     """When, where and with what each chapter was executed, as MyST text."""
     lines = [":::{list-table}", ":class: cd-status", ":header-rows: 1", ""]
-    lines += ["* - Chapter", "  - Profile", "  - Seconds", "  - Checks", "  - Executed (UTC)", "  - Commit"]
+    lines += [
+        "* - Chapter",
+        "  - Profile",
+        "  - Seconds",
+        "  - Checks",
+        "  - Executed (UTC)",
+        "  - Commit",
+    ]
     for name, title in pages.items():
         run = runs[name]
         when = run["executed"].replace("T", " ").removesuffix("+00:00")
@@ -136,14 +159,34 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
             f"  - {run['commit'] or '—'}",
         ]
     total = sum(runs[name]["seconds"] for name in pages)
-    lines += [":::", "", f"Together {total:.0f} seconds, counted one after the other; several run at once.", ""]
-    lines += ["A `+` after a commit: the working copy differed from it.", "", "## Versions and machines", ""]
+    lines += [
+        ":::",
+        "",
+        f"Together {total:.0f} seconds, counted one after the other; several run at once.",
+        "",
+    ]
+    lines += [
+        "A `+` after a commit: the working copy differed from it.",
+        "",
+        "## Versions and machines",
+        "",
+    ]
     used = {
         name: sorted({run["versions"][name] for run in runs.values() if name in run["versions"]})
         for name in dict.fromkeys(name for run in runs.values() for name in run["versions"])
     }
-    made = {name: [metadata.version(name)] for name in ("jupyter-book", "sphinx", "myst-nb", "papermill")}
-    lines += [":::{list-table}", ":class: cd-status", ":header-rows: 1", "", "* - Package", "  - Version"]
+    made = {
+        name: [metadata.version(name)]
+        for name in ("jupyter-book", "sphinx", "myst-nb", "papermill")
+    }
+    lines += [
+        ":::{list-table}",
+        ":class: cd-status",
+        ":header-rows: 1",
+        "",
+        "* - Package",
+        "  - Version",
+    ]
     for name, found in {**used, **made}.items():
         lines += [f"* - {name}", f"  - {', '.join(found)}"]
     machines = {
@@ -154,7 +197,7 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------ with Sphinx
+# -------------------------------------------------------------------------------------- with Sphinx
 
 
 def prepare(app: Sphinx, config: Any) -> None:
@@ -171,9 +214,18 @@ def prepare(app: Sphinx, config: Any) -> None:
     records = [record for record in ledger.read(folder) if record["notebook"] in pages]
     for record in records:
         if record["claim"] not in claims:
-            LOGGER.warning("%s records %s, which is not in book/claims.yml", record["notebook"], record["claim"])
+            LOGGER.warning(
+                "%s records %s, which is not in book/claims.yml",
+                record["notebook"],
+                record["claim"],
+            )
         elif not record["passed"]:
-            LOGGER.warning("%s: %s misses its bound: %s", record["notebook"], record["claim"], record["quantity"])
+            LOGGER.warning(
+                "%s: %s misses its bound: %s",
+                record["notebook"],
+                record["claim"],
+                record["quantity"],
+            )
     write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
     write_if_changed(folder / "status.md", status({name: runs[name] for name in pages}, pages))
 
@@ -195,13 +247,20 @@ def write_if_changed(path: Path, text: str) -> None:
         execute.write_whole(path, text)
 
 
-def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """A download of the MyST source of a chapter; with a known repository, links to its source and to Colab."""
+def add_source_buttons(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """A download of the MyST source of a chapter; with a known repository, links to its source and
+    to Colab."""
     if doctree is None or "header_buttons" not in context:
         return
     name = pagename.removeprefix(EXECUTED)
     notebook = pagename.startswith(EXECUTED)
-    source = f"notebooks/{name}.md" if notebook else Path(app.env.doc2path(pagename)).relative_to(app.srcdir).as_posix()
+    source = (
+        f"notebooks/{name}.md"
+        if notebook
+        else Path(app.env.doc2path(pagename)).relative_to(app.srcdir).as_posix()
+    )
     buttons = context["header_buttons"]
     if notebook:
         copy(Path(app.srcdir) / source, Path(app.outdir) / "_sources" / source)
@@ -210,7 +269,10 @@ def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: d
                 group["buttons"].insert(
                     1,
                     link(
-                        context["pathto"](f"_sources/{source}", 1), ".md", "Download the source (MyST)", "fas fa-file"
+                        context["pathto"](f"_sources/{source}", 1),
+                        ".md",
+                        "Download the source (MyST)",
+                        "fas fa-file",
                     ),
                 )
     url = os.environ.get("CDELTA_REPOSITORY_URL", "").rstrip("/")
@@ -219,13 +281,24 @@ def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: d
     branch = os.environ.get("CDELTA_REPOSITORY_BRANCH", "main")
     entries = [
         link(url, "Repository", "Source repository", "fas fa-code-branch"),
-        link(f"{url}/blob/{branch}/{quote(source)}", "Source", "Source of this page", "fas fa-code"),
-        link(f"{url}/edit/{branch}/{quote(source)}", "Edit", "Suggest an edit", "fas fa-pencil-alt"),
+        link(
+            f"{url}/blob/{branch}/{quote(source)}", "Source", "Source of this page", "fas fa-code"
+        ),
+        link(
+            f"{url}/edit/{branch}/{quote(source)}", "Edit", "Suggest an edit", "fas fa-pencil-alt"
+        ),
     ]
     if notebook and url.startswith("https://github.com/"):
-        path = f"{url.removeprefix('https://github.com/')}/blob/{branch}/notebooks/{quote(name)}.ipynb"
+        path = (
+            f"{url.removeprefix('https://github.com/')}/blob/{branch}/notebooks/{quote(name)}.ipynb"
+        )
         entries.append(
-            link(f"https://colab.research.google.com/github/{path}", "Colab", "Run in Colab", "fas fa-rocket")
+            link(
+                f"https://colab.research.google.com/github/{path}",
+                "Colab",
+                "Run in Colab",
+                "fas fa-rocket",
+            )
         )
     buttons.append(
         {
@@ -238,19 +311,29 @@ def add_source_buttons(app: Sphinx, pagename: str, templatename: str, context: d
     )
 
 
-def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     """Jupyter Book loads a client for remote kernels on every page; there is none to talk to."""
     for files in ("script_files", "css_files"):
         context[files] = [
-            file for file in context[files] if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
+            file
+            for file in context[files]
+            if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
         ]
 
 
 def written_annotations(
-    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str | None,
+    returns: str | None,
 ) -> tuple[str | None, str | None] | None:
-    """Signatures with their annotations as the source has them: ``Float[Array, "n d"]`` names the shape, what Python
-    makes of it names jaxlib's classes."""
+    """Signatures with their annotations as the source has them: ``Float[Array, "n d"]`` names the
+    shape, what Python makes of it names jaxlib's classes."""
     if what not in ("function", "method"):
         return None
     try:
@@ -269,7 +352,14 @@ def written_annotations(
 
 def link(url: str, text: str, tooltip: str, icon: str) -> dict[str, str]:
     label = f"cd-{text.strip('.').lower()}-button"
-    return {"type": "link", "url": url, "text": text, "tooltip": tooltip, "icon": icon, "label": label}
+    return {
+        "type": "link",
+        "url": url,
+        "text": text,
+        "tooltip": tooltip,
+        "icon": icon,
+        "label": label,
+    }
 
 
 def copy(source: Path, target: Path) -> None:
@@ -279,7 +369,8 @@ def copy(source: Path, target: Path) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", prepare)
-    app.connect("html-page-context", add_source_buttons, priority=900)  # after the theme's own buttons
+    # after the theme's own buttons
+    app.connect("html-page-context", add_source_buttons, priority=900)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-signature", written_annotations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

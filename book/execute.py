@@ -3,9 +3,10 @@
     python book/execute.py --profile book --jobs 2            # every notebook
     python book/execute.py 01_linear_maps --profile smoke     # one of them
 
-For each notebook ``NAME.md`` the folder receives ``NAME.ipynb`` (executed) and ``NAME.json`` (how: profile, seconds,
-versions, ledger records, and the fingerprint of everything that the result depends on). A notebook is executed again
-only when its fingerprint changes. Both files are written whole; a notebook that fails leaves neither.
+For each notebook ``NAME.md`` the folder receives ``NAME.ipynb`` (executed) and ``NAME.json`` (how:
+profile, seconds, versions, ledger records, and the fingerprint of everything that the result
+depends on). A notebook is executed again only when its fingerprint changes. Both files are written
+whole; a notebook that fails leaves neither.
 """
 
 import argparse
@@ -29,22 +30,38 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("smoke", "book", "paper")
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "diffrax", "equinox", "flax", "optax", "matplotlib", "cdelta")
-# In the smoke profile compilation is the most. These make it twice as fast, and what was compiled hardly slower: fewer
-# optimizations by LLVM, and the older of two ways to write a fused kernel.
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "diffrax",
+    "equinox",
+    "flax",
+    "optax",
+    "matplotlib",
+    "cdelta",
+)
+# In the smoke profile compilation is the most. These make it twice as fast, and what was compiled
+# hardly slower: fewer optimizations by LLVM, and the older of two ways to write a fused kernel.
 QUICK = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 FAILED = 3  # the exit code of a child whose notebook raised, after it said where
 
 
-# ---------------------------------------------------------------------------------------- what a result depends on
+# ------------------------------------------------------------------------- what a result depends on
 
 
 def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
-    """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and data), the locked
-    requirements, the Python version, this script, and where CelebA is, if it is there."""
+    """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and
+    data), the locked requirements, the Python version, this script, and where CelebA is, if it is
+    there."""
     celeba = os.environ.get("CDELTA_CELEBA", "")
     digest = hashlib.sha256(f"{profile}\n{platform.python_version()}\n{celeba}\n".encode())
-    package = (path for path in (root / "cdelta").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    package = (
+        path
+        for path in (root / "cdelta").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
     for path in (source, root / "requirements.txt", Path(__file__).resolve(), *sorted(package)):
         digest.update(f"{path.name}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -61,7 +78,7 @@ def finished(target: Path, mark: str) -> dict[str, Any] | None:
     return run if whole and run["fingerprint"] == mark else None
 
 
-# ------------------------------------------------------------------------------------------ one notebook (a child)
+# --------------------------------------------------------------------------- one notebook (a child)
 
 
 def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> None:
@@ -71,11 +88,14 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
     import papermill
 
     notebook = jupytext.read(source)
-    # jupytext invents new ids at each reading; the executed copy of the same source should be the same file
+    # jupytext invents new ids at each reading; the executed copy of the same source should be the
+    # same file
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{index}"
     if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
-        raise SystemExit(f"{source.name}: no cell is tagged 'parameters', so the profile cannot be set")
+        raise SystemExit(
+            f"{source.name}: no cell is tagged 'parameters', so the profile cannot be set"
+        )
 
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Path(scratch) / "ledger.jsonl"
@@ -96,7 +116,11 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
             report_failure(source.name, error, notebook)
             raise SystemExit(FAILED) from None
         seconds = time.perf_counter() - start
-        records = [json.loads(line) for line in ledger.read_text("utf-8").splitlines()] if ledger.exists() else []
+        records = (
+            [json.loads(line) for line in ledger.read_text("utf-8").splitlines()]
+            if ledger.exists()
+            else []
+        )
 
     clean(done, profile)
     text = nbformat.writes(done) + "\n"
@@ -116,16 +140,23 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
 
 
 def sockets(folder: str) -> Any:
-    """How to talk to a kernel: by files in ``folder``, where sockets can be files. Ports are chosen before they are
-    bound, so that kernels which start at the same time may get the same ones."""
+    """How to talk to a kernel: by files in ``folder``, where sockets can be files. Ports are chosen
+    before they are bound, so that kernels which start at the same time may get the same ones."""
     from traitlets.config import Config
 
-    return Config() if os.name == "nt" else Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+    return (
+        Config()
+        if os.name == "nt"
+        else Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+    )
 
 
 def report_failure(name: str, error: Any, notebook: Any) -> None:
     """Say which cell of the source failed, what it holds and what it raised."""
-    index = next((i for i, cell in enumerate(notebook.cells) if cell.source == error.source), error.cell_index)
+    index = next(
+        (i for i, cell in enumerate(notebook.cells) if cell.source == error.source),
+        error.cell_index,
+    )
     rule = "-" * 100
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
     print(
@@ -136,8 +167,8 @@ def report_failure(name: str, error: Any, notebook: Any) -> None:
 
 
 def clean(notebook: Any, profile: str) -> None:
-    """Take papermill's traces away: its metadata, its marks, and its injected cell, which is hidden from the page. The
-    parameters cell then has to show the profile that was used."""
+    """Take papermill's traces away: its metadata, its marks, and its injected cell, which is hidden
+    from the page. The parameters cell then has to show the profile that was used."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):
@@ -148,7 +179,9 @@ def clean(notebook: Any, profile: str) -> None:
             cell["id"] = "injected"
             cell.source = re.sub(r"^# Parameters\n", "", cell.source)
         if "parameters" in tags:
-            cell.source = re.sub(r"(?m)^(profile\s*=\s*)(\"|')\w*\2", rf'\1"{profile}"', cell.source)
+            cell.source = re.sub(
+                r"(?m)^(profile\s*=\s*)(\"|')\w*\2", rf'\1"{profile}"', cell.source
+            )
         if tags:
             cell.metadata["tags"] = tags
         else:
@@ -186,21 +219,25 @@ def machine() -> dict[str, Any]:
 
 
 def commit(root: Path) -> str | None:
-    """The commit checked out, with ``+`` when tracked files differ from it; None outside a git clone."""
+    """The commit checked out, with ``+`` when tracked files differ from it; None outside a git
+    clone."""
     try:
         git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
         dirty = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty else "")
 
 
-# ------------------------------------------------------------------------------------------- all of them (the parent)
+# ------------------------------------------------------------------------- all of them (the parent)
 
 
 def environment(root: Path, profile: str) -> dict[str, str]:
-    """What a kernel is started with. Compiled XLA programs are kept between runs, outside the tree."""
+    """What a kernel is started with. Compiled XLA programs are kept between runs, outside the
+    tree."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdelta" / "jax"
     defaults = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -217,7 +254,8 @@ def environment(root: Path, profile: str) -> dict[str, str]:
 
 
 class Children:
-    """The running children, so that all of them can be told to stop; after that, none is started."""
+    """The running children, so that all of them can be told to stop; after that, none is
+    started."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -228,7 +266,8 @@ class Children:
         with self._lock:
             if self._stopped:
                 return None
-            # in a session of its own, so that Ctrl-C reaches the parent alone, which then ends the children in order
+            # in a session of its own, so that Ctrl-C reaches the parent alone, which then ends the
+            # children in order
             child = subprocess.Popen(command, env=env, start_new_session=True)
             self._running.add(child)
         code = child.wait()
@@ -243,7 +282,9 @@ class Children:
                 child.send_signal(signal.SIGINT)  # nbclient then ends its kernel
 
 
-def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Path, force: bool = False) -> int:
+def run_all(
+    sources: list[Path], folder: Path, profile: str, jobs: int, root: Path, force: bool = False
+) -> int:
     """Execute what changed; the number of notebooks that failed."""
     folder.mkdir(parents=True, exist_ok=True)
     env, children = environment(root, profile), Children()
@@ -253,12 +294,24 @@ def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Pa
     def say(name: str, state: str, seconds: float, note: str = "") -> None:
         with lock:
             counter[0] += 1
-            print(f"[{counter[0]}/{len(sources)}] {name:<{width}} {state:>8} {seconds:7.1f} s{note}", flush=True)
+            print(
+                f"[{counter[0]}/{len(sources)}] {name:<{width}} {state:>8} {seconds:7.1f} s{note}",
+                flush=True,
+            )
 
     def one(source: Path, mark: str, target: Path) -> None:
         remove(target)
         start = time.perf_counter()
-        command = [sys.executable, __file__, "--child", str(source), str(target), profile, str(root), mark]
+        command = [
+            sys.executable,
+            __file__,
+            "--child",
+            str(source),
+            str(target),
+            profile,
+            str(root),
+            mark,
+        ]
         code = children.run(command, env)
         seconds = time.perf_counter() - start
         if code == 0:
@@ -277,7 +330,8 @@ def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Pa
         else:
             waiting.append((last_seconds(target), source, mark, target))
     waiting.reverse()  # where no time is known yet: the later chapters take longer
-    waiting.sort(key=lambda item: -item[0])  # the longest first, so that no long one is left over for the end
+    # the longest first, so that no long one is left over for the end
+    waiting.sort(key=lambda item: -item[0])
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         tasks = [pool.submit(one, *item[1:]) for item in waiting]
@@ -290,7 +344,10 @@ def run_all(sources: list[Path], folder: Path, profile: str, jobs: int, root: Pa
             print("interrupted; what was finished is kept", file=sys.stderr)
             raise SystemExit(130) from None
     if failures:
-        print(f"{len(failures)} of {len(sources)} notebooks failed: {', '.join(sorted(failures))}", file=sys.stderr)
+        print(
+            f"{len(failures)} of {len(sources)} notebooks failed: {', '.join(sorted(failures))}",
+            file=sys.stderr,
+        )
     return len(failures)
 
 
@@ -301,7 +358,9 @@ def toc_files(root: Path) -> list[str]:
     def walk(node: Any) -> Any:
         if isinstance(node, dict):
             yield from (node[key] for key in ("root", "file") if key in node)
-        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        for child in (
+            node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        ):
             yield from walk(child)
 
     return list(walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))))
@@ -315,7 +374,10 @@ def chapters(root: Path) -> list[str]:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """How each notebook in ``folder`` was executed, by its name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
 
 
 def last_seconds(target: Path) -> float:
@@ -339,7 +401,8 @@ def interrupt(*_: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    for asked in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored from birth in a script's background
+    # the latter is ignored from birth in a script's background
+    for asked in (signal.SIGTERM, signal.SIGINT):
         signal.signal(asked, interrupt)
     if arguments[:1] == ["--child"]:
         source, target, profile, root, mark = arguments[1:]
@@ -350,19 +413,32 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
         return 0
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="notebooks to execute, such as 01_linear_maps; all when none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="notebooks to execute, such as 01_linear_maps; all when none is named",
+    )
     parser.add_argument("--profile", choices=PROFILES, default="book")
-    parser.add_argument("--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1), help="notebooks at once")
-    parser.add_argument("--out", type=Path, help="folder of the finished copies (default: book/executed)")
+    parser.add_argument(
+        "--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1), help="notebooks at once"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the finished copies (default: book/executed)"
+    )
     parser.add_argument("--force", action="store_true", help="execute also what did not change")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the repository (default: the one of this script)")
+    parser.add_argument(
+        "--root", type=Path, default=ROOT, help="the repository (default: the one of this script)"
+    )
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     root = options.root.resolve()
     everything = sorted((root / "notebooks").glob("*.md"))
-    # without names, the chapters: a draft that the table of contents does not mention yet is executed by its name only
+    # without names, the chapters: a draft that the table of contents does not mention yet is
+    # executed by its name only
     wanted = {Path(name).stem for name in options.names or chapters(root)}
     if unknown := wanted - {source.stem for source in everything}:
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")

@@ -1,4 +1,5 @@
-"""Causality–Δ as code: exact flows, their Jacobians, and what a wiggle of the latent says about the features.
+"""Causality–Δ as code: exact flows, their Jacobians, and what a wiggle of the latent says about the
+features.
 
 Submodules load on first use, so ``import cdelta`` costs nothing that is not asked for.
 """

@@ -1,7 +1,7 @@
 """Refusals of bad input, where it enters: what was given, and what is expected.
 
-Shapes are static, so they are checked always; values are checked when they are concrete (a value traced by ``jit`` or
-``vmap`` cannot be looked at).
+Shapes are static, so they are checked always; values are checked when they are concrete (a value
+traced by ``jit`` or ``vmap`` cannot be looked at).
 """
 
 from typing import Any
@@ -21,7 +21,9 @@ def as_float(name: str, value: Any) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be an array of numbers, got {type(value).__name__}") from error
+        raise ValueError(
+            f"{name} must be an array of numbers, got {type(value).__name__}"
+        ) from error
     if jnp.issubdtype(array.dtype, jnp.floating):
         return array
     if jnp.issubdtype(array.dtype, jnp.integer):
@@ -33,13 +35,39 @@ def finite(name: str, array: jax.Array) -> None:
     """Refuse NaN and infinity."""
     if concrete(array) and not np.isfinite(np.asarray(array)).all():
         bad = int((~np.isfinite(np.asarray(array))).sum())
-        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}")
+        raise ValueError(
+            f"{name} must be finite, got {bad} NaN or infinite entries of {array.size}"
+        )
 
 
 def shape(name: str, array: jax.Array, expected: tuple[int, ...], because: str = "") -> None:
     """Refuse an array of another shape."""
     if array.shape != expected:
         raise ValueError(f"{name} must have shape {expected}{because}, got {array.shape}")
+
+
+def count(name: str, value: Any) -> int:
+    """``value`` as a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def index(name: str, value: Any, n: int) -> int:
+    """``value`` as one index in 0, …, n - 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < n:
+        raise ValueError(f"{name} must be an index in 0, …, {n - 1}, got {value!r}")
+    return int(value)
+
+
+def indices(name: str, value: Any, n: int) -> tuple[int, ...]:
+    """One index or several different ones, each in 0, …, n - 1."""
+    array = np.atleast_1d(np.asarray(value))
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be a feature's index or several, got {value!r}")
+    if ((array < 0) | (array >= n)).any() or len(set(array.tolist())) < array.size:
+        raise ValueError(f"{name} must be different indices in 0, …, {n - 1}, got {value!r}")
+    return tuple(array.tolist())
 
 
 def time(t: Any) -> jax.Array:
@@ -53,7 +81,8 @@ def time(t: Any) -> jax.Array:
 
 
 def spd(name: str, matrix: jax.Array) -> None:
-    """Refuse matrices ``[..., d, d]`` that are not symmetric positive definite (to the rounding of their dtype)."""
+    """Refuse matrices ``[..., d, d]`` that are not symmetric positive definite (to the rounding of
+    their dtype)."""
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
         raise ValueError(f"{name} must be square, got shape {matrix.shape}")
     finite(name, matrix)
@@ -66,4 +95,6 @@ def spd(name: str, matrix: jax.Array) -> None:
         raise ValueError(f"{name} must be symmetric, got an asymmetry of {asymmetry:.3g}")
     smallest = np.linalg.eigvalsh(values).min(initial=np.inf)
     if not smallest > 0:
-        raise ValueError(f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}")
+        raise ValueError(
+            f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}"
+        )

@@ -1,6 +1,8 @@
 """Frozen dataclasses as JAX pytrees."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -11,8 +13,8 @@ T = TypeVar("T")
 def pytree(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen dataclass and a pytree whose leaves are its fields.
 
-    ``vmap`` and ``tree.map`` rebuild instances from leaves of other shapes, or from no arrays at all; so rebuilding
-    does not go through ``__init__``, and only users' input is checked there.
+    ``vmap`` and ``tree.map`` rebuild instances from leaves of other shapes, or from no arrays at
+    all; so rebuilding does not go through ``__init__``, and only users' input is checked there.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     names = tuple(field.name for field in dataclasses.fields(cls))
@@ -37,3 +39,15 @@ def unchecked(cls: type[T], *leaves: Any) -> T:
     for field, leaf in zip(dataclasses.fields(cls), leaves, strict=True):
         object.__setattr__(instance, field.name, leaf)
     return instance
+
+
+def as_pytree(function: Callable) -> Callable:
+    """The function itself when it is a pytree (jit then takes its arrays as arguments), else one
+    without leaves."""
+    if not jax.tree_util.all_leaves([function]):
+        return function
+    try:
+        hash(function)
+    except TypeError:
+        function = functools.partial(function)  # hashed by identity
+    return jax.tree_util.Partial(function)

@@ -1,9 +1,11 @@
-r"""Attributes of a drawn digit, as closed-form and differentiable functions of its image: no classifier's bias.
+r"""Attributes of a drawn digit, as closed-form and differentiable functions of its image: no
+classifier's bias.
 
-An image ``[h, w]`` holds paper at -1 and ink at 1; :math:`u = (1 + \text{image})/2` is its ink. Places are in pixels
-from the image's middle, :math:`p = (x, y)` with x to the right and y **up**. Moments weigh a place by the *square* of
-its ink: a weight that is never negative, where a generated image strays below paper too, and under which the faint grey
-that a generated background has hardly counts. Doubling the ink changes none of them.
+An image ``[h, w]`` holds paper at -1 and ink at 1; :math:`u = (1 + \text{image})/2` is its ink.
+Places are in pixels from the image's middle, :math:`p = (x, y)` with x to the right and y **up**.
+Moments weigh a place by the *square* of its ink: a weight that is never negative, where a generated
+image strays below paper too, and under which the faint grey that a generated background has hardly
+counts. Doubling the ink changes none of them.
 """
 
 import jax.numpy as jnp
@@ -13,14 +15,16 @@ from jaxtyping import Array, ArrayLike, Float
 from cdelta import _check
 
 NAMES = ("ink", "x", "y", "width", "height", "slant", "balance", "thickness")
-EDGE = 0.05  # a change of ink from one pixel to the next that is small against this is no edge of a stroke
+# a change of ink from one pixel to the next that is small against this is no edge of a stroke
+EDGE = 0.05
 
 
 def digit(image: Float[ArrayLike, "h w"]) -> Float[Array, " attributes"]:
     """All attributes of one image, in the order of :data:`NAMES`.
 
-    Raises ValueError as the functions below do: for an image that is no matrix or not finite, without ink, or with all
-    its ink in one row or one column. Values are looked at outside ``jit`` only; inside, such an image gives NaN.
+    Raises ValueError as the functions below do: for an image that is no matrix or not finite,
+    without ink, or with all its ink in one row or one column. Values are looked at outside ``jit``
+    only; inside, such an image gives NaN.
     """
     (x, y), cov = centre(image), covariance(image)
     return jnp.stack(
@@ -43,15 +47,18 @@ def ink(image: Float[ArrayLike, "h w"]) -> Float[Array, ""]:
 
 
 def centre(image: Float[ArrayLike, "h w"]) -> Float[Array, "2"]:
-    r"""The ink's centre, :math:`c = \sum_p u_p^2\, p \big/ \sum_p u_p^2`, as (x, y) in pixels from the middle."""
+    r"""The ink's centre, :math:`c = \sum_p u_p^2\, p \big/ \sum_p u_p^2`, as (x, y) in pixels from
+    the middle."""
     weight, x, y = _weights(_ink(image))
     return jnp.stack([(weight * x).sum(), (weight * y).sum()])
 
 
 def covariance(image: Float[ArrayLike, "h w"]) -> Float[Array, "2 2"]:
-    r"""How the ink spreads, :math:`C = \sum_p u_p^2\, (p - c)(p - c)^{\mathsf T} \big/ \sum_p u_p^2`, in pixels².
+    r"""How the ink spreads,
+    :math:`C = \sum_p u_p^2\, (p - c)(p - c)^{\mathsf T} \big/ \sum_p u_p^2`, in pixels².
 
-    Raises ValueError also when the ink lies in one row or one column, where neither slant nor balance mean anything.
+    Raises ValueError also when the ink lies in one row or one column, where neither slant nor
+    balance mean anything.
     """
     weight, x, y = _centred(_ink(image))
     xx, xy, yy = (weight * x * x).sum(), (weight * x * y).sum(), (weight * y * y).sum()
@@ -80,9 +87,11 @@ def slant(image: Float[ArrayLike, "h w"]) -> Float[Array, ""]:
 
 
 def balance(image: Float[ArrayLike, "h w"]) -> Float[Array, ""]:
-    r"""Skewness of the ink's height, :math:`\sum_p u_p^2 (y - c_y)^3 \big/ \bigl( C_{yy}^{3/2} \sum_p u_p^2 \bigr)`.
+    r"""Skewness of the ink's height,
+    :math:`\sum_p u_p^2 (y - c_y)^3 \big/ \bigl( C_{yy}^{3/2} \sum_p u_p^2 \bigr)`.
 
-    Positive when the ink sits low and a little of it reaches far up, as in a six; negative for a nine. No unit.
+    Positive when the ink sits low and a little of it reaches far up, as in a six; negative for a
+    nine. No unit.
     """
     weight, _, y = _centred(_ink(image))
     return (weight * y**3).sum() / covariance(image)[1, 1] ** 1.5
@@ -93,10 +102,11 @@ def thickness(image: Float[ArrayLike, "h w"]) -> Float[Array, ""]:
 
     .. math:: \frac{2 \sum_p u_p}{\sum_q h(\lVert \nabla u_q \rVert)}, \qquad h(g) = \frac{g^2}{\sqrt{g^2 + \epsilon^2}}
 
-    with :math:`\nabla u` the mean difference in each square of four pixels (outside the image is paper), and
-    :math:`\epsilon` = :data:`EDGE`. For :math:`g \gg \epsilon` the denominator is the total variation, which is the
-    length of the edges times the ink's step there, sharp or soft. So a stroke of width b and length :math:`\ell` gives
-    :math:`b/(1 + b/\ell)`, a ring of width b exactly b, a disc its radius, each up to the pixels' resolution.
+    with :math:`\nabla u` the mean difference in each square of four pixels (outside the image is
+    paper), and :math:`\epsilon` = :data:`EDGE`. For :math:`g \gg \epsilon` the denominator is the
+    total variation, which is the length of the edges times the ink's step there, sharp or soft. So
+    a stroke of width b and length :math:`\ell` gives :math:`b/(1 + b/\ell)`, a ring of width b
+    exactly b, a disc its radius, each up to the pixels' resolution.
     """
     u = _ink(image)
     area = u.sum()
@@ -110,14 +120,18 @@ def thickness(image: Float[ArrayLike, "h w"]) -> Float[Array, ""]:
 def _ink(image: ArrayLike) -> Array:
     image = _check.as_float("image", image)
     if image.ndim != 2 or not image.size:
-        raise ValueError(f"image must be a matrix [h, w] of pixels, got shape {image.shape}; batch with jax.vmap")
+        raise ValueError(
+            f"image must be a matrix [h, w] of pixels, got shape {image.shape}; batch with jax.vmap"
+        )
     _check.finite("image", image)
     return (1 + image) / 2
 
 
 def _has_ink(total: Array) -> None:
     if _check.concrete(total) and not float(total) > 0:
-        raise ValueError(f"image must hold some ink (paper is -1, ink is 1), got a total of {float(total):.3g}")
+        raise ValueError(
+            f"image must hold some ink (paper is -1, ink is 1), got a total of {float(total):.3g}"
+        )
 
 
 def _weights(u: Array) -> tuple[Array, Array, Array]:

@@ -1,10 +1,13 @@
-r"""The book's figures: one style, one SVG that serves light and dark, a slider, and the few plots that chapters share.
+r"""The book's figures: one style, one SVG that serves light and dark, a slider, and the few plots
+that chapters share.
 
-A figure is drawn by matplotlib with the colours below, and shown as an inline SVG in which each of them has become a
-CSS variable (``#0072b2`` becomes ``var(--cd-blue, #0072b2)``, ink becomes ``currentColor``): the page's style sheet,
-``book/_static/figures.css``, gives them their values in light and in dark mode.
+A figure is drawn by matplotlib with the colours below, and shown as an inline SVG in which each of
+them has become a CSS variable (``#0072b2`` becomes ``var(--cd-blue, #0072b2)``, ink becomes
+``currentColor``): the page's style sheet, ``book/_static/figures.css``, gives them their values in
+light and in dark mode.
 
-The same figure gives the same bytes, so that an executed notebook can be compared with the next one.
+The same figure gives the same bytes, so that an executed notebook can be compared with the next
+one.
 """
 
 import hashlib
@@ -30,8 +33,16 @@ from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
 # Okabe and Ito's hues, darkened until a line of any of them has a contrast of 3:1 on white
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#c98200", "#009068", "#cc4400", "#aa4a85", "#2f9bd6"
-INK, MUTED, PAPER = "#1a1c20", "#6b7280", "#fefefe"  # text and axes; what stays in the background; the page itself
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
+    "#0072b2",
+    "#c98200",
+    "#009068",
+    "#cc4400",
+    "#aa4a85",
+    "#2f9bd6",
+)
+# text and axes; what stays in the background; the page itself
+INK, MUTED, PAPER = "#1a1c20", "#6b7280", "#fefefe"
 
 _THEMED = {
     BLUE: f"var(--cd-blue, {BLUE})",
@@ -45,7 +56,8 @@ _THEMED = {
     PAPER: f"var(--cd-paper, var(--jp-layout-color0, {PAPER}))",
 }
 
-# A value's sign is the hue and its size the opacity: zero is the page, whether that is white or black
+# A value's sign is the hue and its size the opacity: zero is the page, whether that is white or
+# black
 DIVERGING = LinearSegmentedColormap.from_list(
     "cd-diverging", [(0.0, BLUE), (0.5, BLUE + "00"), (0.5, RED + "00"), (1.0, RED)]
 )
@@ -105,8 +117,9 @@ def use() -> None:
 def show(fig: Figure, *, caption: str, alt: str) -> None:
     r"""Display a figure as an HTML ``<figure>`` with an inline SVG, and close it.
 
-    ``caption`` is simple HTML, with TeX between ``\(`` and ``\)`` (write ``\lt`` for <); ``alt`` is plain text that
-    says what a reader sees, for one who does not. Raises ValueError when either is empty.
+    ``caption`` is simple HTML, with TeX between ``\(`` and ``\)`` (write ``\lt`` for <); ``alt`` is
+    plain text that says what a reader sees, for one who does not. Raises ValueError when either is
+    empty.
     """
     _described(caption, alt)
     svg, prefix = _svg(fig, alt, caption)
@@ -115,19 +128,20 @@ def show(fig: Figure, *, caption: str, alt: str) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    r"""Something in a :func:`movable` figure that changes from frame to frame, in the data coordinates of ``ax``.
+    r"""Something in a :func:`movable` figure that changes from frame to frame, in the data
+    coordinates of ``ax``.
 
     ``frames[f]`` is what to draw in frame f:
 
-    - ``"line"``: polylines ``[n, points, 2]``, or one, ``[points, 2]``;
-    - ``"area"``: the same, closed and filled, with an outline of ``width``;
-    - ``"ellipses"``: ``[n, 3, 2]``, each a centre and two conjugate half-diameters: the image of the unit circle under
+    - ``"line"``: polylines ``[n, points, 2]``, or one, ``[points, 2]``; - ``"area"``: the same,
+    closed and filled, with an outline of ``width``; - ``"ellipses"``: ``[n, 3, 2]``, each a centre
+    and two conjugate half-diameters: the image of the unit circle under
       the matrix with these two columns; filled, with an outline of ``width``;
     - ``"points"``: ``[n, 2]``, discs of diameter ``width``;
     - ``"arrows"``: ``[n, 2, 2]``, each from its tail ``[0]`` to its tip ``[1]``.
 
-    ``width`` is in points (1/72 inch), ``alpha`` the opacity (of the filling where there is one), ``zorder`` as in
-    matplotlib.
+    ``width`` is in points (1/72 inch), ``alpha`` the opacity (of the filling where there is one),
+    ``zorder`` as in matplotlib.
     """
 
     ax: Axes
@@ -151,14 +165,17 @@ def movable(
     readout: Sequence[str] | None = None,
     start: int = 0,
 ) -> None:
-    r"""Display a figure that the reader moves: a slider runs through precomputed frames, offline and without a server.
+    r"""Display a figure that the reader moves: a slider runs through precomputed frames, offline
+    and without a server.
 
-    ``fig`` holds what stays (axes, their limits, background); each of ``layers`` has one entry of ``frames`` for each
-    of the slider's ``values`` (numbers). ``label`` names the slider (plain text); ``readout[f]`` is the text beside it,
-    by default "label = value". Frame ``start`` is shown first, and where there is no JavaScript.
+    ``fig`` holds what stays (axes, their limits, background); each of ``layers`` has one entry of
+    ``frames`` for each of the slider's ``values`` (numbers). ``label`` names the slider (plain
+    text); ``readout[f]`` is the text beside it, by default "label = value". Frame ``start`` is
+    shown first, and where there is no JavaScript.
 
-    Raises ValueError when a layer's frames do not match ``values`` in number, hold a wrong shape or NaN, when ``start``
-    is not a frame, when caption or alt is empty, or when the figure would take more than 0.4 MB.
+    Raises ValueError when a layer's frames do not match ``values`` in number, hold a wrong shape or
+    NaN, when ``start`` is not a frame, when caption or alt is empty, or when the figure would take
+    more than 0.4 MB.
     """
     _described(caption, alt)
     values = np.asarray(values, dtype=float)
@@ -167,7 +184,9 @@ def movable(
     if readout is None:
         readout = [f"{label} = {value:.2f}" for value in values]
     if len(readout) != len(values):
-        raise ValueError(f"readout must have one text for each of the {len(values)} values, got {len(readout)}")
+        raise ValueError(
+            f"readout must have one text for each of the {len(values)} values, got {len(readout)}"
+        )
     if not 0 <= start < len(values):
         raise ValueError(f"start must be a frame from 0 to {len(values) - 1}, got {start}")
     for number, layer in enumerate(layers):
@@ -181,18 +200,33 @@ def movable(
         ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
     for number, layer in enumerate(layers):
         middle = [np.mean(layer.ax.get_xlim()), np.mean(layer.ax.get_ylim())]
-        layer.ax.plot(*np.transpose([middle]), "-", color=layer.color, gid=f"layer-{number}", zorder=layer.zorder)
+        layer.ax.plot(
+            *np.transpose([middle]),
+            "-",
+            color=layer.color,
+            gid=f"layer-{number}",
+            zorder=layer.zorder,
+        )
     drawn = {}
 
-    def moving(svg: str) -> str:  # runs once the layout is fixed: only then do data coordinates have a place
+    # runs once the layout is fixed: only then do data coordinates have a place
+    def moving(svg: str) -> str:
         for number, layer in enumerate(layers):
             drawn[number] = [_path(layer, frame, fig) for frame in layer.frames]
             before, after = svg.split(f'<g id="layer-{number}">')
-            svg = before + _group(layer, number, drawn[number][start], fig) + after.split("</g>", 1)[1]
+            svg = (
+                before
+                + _group(layer, number, drawn[number][start], fig)
+                + after.split("</g>", 1)[1]
+            )
         return svg
 
     svg, prefix = _svg(fig, alt, caption, moving)
-    frames = json.dumps({"d": list(drawn.values()), "text": list(readout)}, separators=(",", ":"), ensure_ascii=False)
+    frames = json.dumps(
+        {"d": list(drawn.values()), "text": list(readout)},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
     frames = frames.replace("</", "<\\/")  # so that no text can close the script element
     controls = (
         f'<div class="cd-controls" hidden><button type="button" aria-label="Play" aria-pressed="false">▶</button>'
@@ -205,11 +239,14 @@ def movable(
     )
     page = _figure(prefix, svg, controls, caption)
     if len(page.encode()) > LIMIT:
-        raise ValueError(f"a movable figure may take {LIMIT} bytes, this takes {len(page.encode())}: use fewer frames")
+        raise ValueError(
+            f"a movable figure may take {LIMIT} bytes, this takes {len(page.encode())}: use fewer frames"
+        )
     _display(page, f"[figure: {alt}]")
 
 
-# Rewrites each layer's path when the slider moves. It never plays unasked, nor for a reader who wants less motion.
+# Rewrites each layer's path when the slider moves. It never plays unasked, nor for a reader who
+# wants less motion.
 _MOVE = """(() => {
 const figure = document.getElementById("PREFIX"), frames = JSON.parse(figure.querySelector("script").textContent);
 const slider = figure.querySelector("input"), text = figure.querySelector("output");
@@ -257,16 +294,26 @@ def _svg(fig: Figure, alt: str, salt: str, edit=lambda svg: svg) -> tuple[str, s
     plt.close(fig)
 
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.S)
-    width, height = (float(size) for size in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+    svg = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.S
+    )
+    width, height = (
+        float(size) for size in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    )
     svg = re.sub(r'( d="[^"]*"| [xy]="[^"]*")', lambda match: _shorter(match[0]), svg)
     for color, themed in _THEMED.items():
         svg = re.sub(color + r"(?![0-9a-f])", themed, svg, flags=re.I)
 
     # ids: those that something refers to, with a prefix made from the content
     prefix = "cd-" + hashlib.sha256((salt + svg).encode()).hexdigest()[:10]
-    referred = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg)) | set(re.findall(r'id="(path-\d+)"', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in referred else "", svg)
+    referred = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg)) | set(
+        re.findall(r'id="(path-\d+)"', svg)
+    )
+    svg = re.sub(
+        r' id="([^"]*)"',
+        lambda match: f' id="{prefix}-{match[1]}"' if match[1] in referred else "",
+        svg,
+    )
     svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r">\s+<", "><", svg).strip()
@@ -279,8 +326,13 @@ def _svg(fig: Figure, alt: str, salt: str, edit=lambda svg: svg) -> tuple[str, s
 
 
 def _shorter(attribute: str) -> str:
-    """Coordinates to a hundredth of a point: a third of the bytes, and no last digits that differ between runs."""
-    return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]) + 0.0:.2f}".rstrip("0").rstrip("."), attribute)
+    """Coordinates to a hundredth of a point: a third of the bytes, and no last digits that differ
+    between runs."""
+    return re.sub(
+        r"-?\d+\.\d+",
+        lambda number: f"{float(number[0]) + 0.0:.2f}".rstrip("0").rstrip("."),
+        attribute,
+    )
 
 
 def _figure(prefix: str, svg: str, controls: str, caption: str) -> str:
@@ -318,13 +370,16 @@ def _path(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
     if layer.kind in ("line", "area") and points.ndim == 2:
         points = points[None]
     expected = _SHAPES[layer.kind]
-    fits = points.ndim == len(expected) and all(map(lambda size, got: size in (got, "n"), expected, points.shape))
+    fits = points.ndim == len(expected) and all(
+        map(lambda size, got: size in (got, "n"), expected, points.shape)
+    )
     if not fits:
         sizes = ", ".join(map(str, expected))
         raise ValueError(f"a frame of {layer.kind} must have shape [{sizes}], got {points.shape}")
     if not np.isfinite(points).all():
         raise ValueError(f"a frame of {layer.kind} must be finite, got NaN or infinity")
-    if layer.kind == "ellipses":  # half-diameters to points, so that all of them can be placed alike
+    # half-diameters to points, so that all of them can be placed alike
+    if layer.kind == "ellipses":
         points = points + points[:, :1] * [[0.0], [1.0], [1.0]]
     points = _place(points, layer.ax, fig)
     if layer.kind == "ellipses":
@@ -335,7 +390,9 @@ def _path(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
         points = _with_heads(points, layer.width)
     points = np.rint(points).astype(int)
     close = "z" if layer.kind == "area" else ""
-    return "".join(f"M{line[0, 0]} {line[0, 1]}l{_pairs(np.diff(line, axis=0))}{close}" for line in points)
+    return "".join(
+        f"M{line[0, 0]} {line[0, 1]}l{_pairs(np.diff(line, axis=0))}{close}" for line in points
+    )
 
 
 def _with_heads(arrows: np.ndarray, width: float | int) -> np.ndarray:
@@ -343,14 +400,16 @@ def _with_heads(arrows: np.ndarray, width: float | int) -> np.ndarray:
     tail, tip = arrows[:, 0], arrows[:, 1]
     shaft = tip - tail
     length = np.linalg.norm(shaft, axis=-1, keepdims=True)
-    head = np.minimum(0.4 * length, 30 * width) / np.where(length == 0, 1, length)  # at most 3 widths
+    # at most 3 widths
+    head = np.minimum(0.4 * length, 30 * width) / np.where(length == 0, 1, length)
     side = shaft @ np.array([[0.0, 1.0], [-1.0, 0.0]])
     barbs = [tip + head * (-shaft + turn * side) for turn in (0.55, -0.55)]
     return np.stack([tail, tip, barbs[0], tip, barbs[1]], axis=1)
 
 
 def _arcs(centre: np.ndarray, diameters: np.ndarray) -> str:
-    """The ellipse with these two conjugate half-diameters (rows), as two arcs between the ends of its long axis."""
+    """The ellipse with these two conjugate half-diameters (rows), as two arcs between the ends of
+    its long axis."""
     axes, (long, short), _ = np.linalg.svd(diameters.T)
     end = np.rint(long * axes[:, 0]).astype(int)
     x, y = np.rint(centre).astype(int) + end
@@ -363,7 +422,8 @@ def _pairs(steps: np.ndarray) -> str:
 
 
 def _group(layer: Layer, number: int, path: str, fig: Figure) -> str:
-    """The SVG group that takes a layer's place: its path in the first frame, clipped to the axes."""
+    """The SVG group that takes a layer's place: its path in the first frame, clipped to the
+    axes."""
     left, low, right, high = layer.ax.bbox.extents * 72 / fig.dpi
     top = 72 * fig.get_figheight() - high
     color = to_hex(layer.color)
@@ -393,10 +453,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
     _described(caption, caption)
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"every row must have the header's {len(header)} cells, got {len(row)}: {row}")
+            raise ValueError(
+                f"every row must have the header's {len(header)} cells, got {len(row)}: {row}"
+            )
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
     )
     page = (
         f'<div class="cd-table mathjax_process tex2jax_process"><table><caption>{caption}</caption>'
@@ -406,8 +471,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
 
 
 def tex(values: ArrayLike, form: str = ".2f") -> str:
-    r"""A matrix as TeX between ``\(`` and ``\)``, its numbers rounded, for a :func:`table` or a caption."""
-    rows = (" & ".join(f"{value + 0.0:{form}}" for value in row) for row in np.round(np.atleast_2d(values), 12))
+    r"""A matrix as TeX between ``\(`` and ``\)``, its numbers rounded, for a :func:`table` or a
+    caption."""
+    rows = (
+        " & ".join(f"{value + 0.0:{form}}" for value in row)
+        for row in np.round(np.atleast_2d(values), 12)
+    )
     return r"\(\begin{pmatrix}" + r" \\ ".join(rows) + r"\end{pmatrix}\)"
 
 
@@ -423,30 +492,42 @@ def matrix(
 ) -> AxesImage:
     """A matrix as coloured cells: red above zero, blue below, the page's own colour at zero.
 
-    ``limit`` is the value of full colour (default: the largest size). Its ``numbers`` are written into the cells of up
-    to 8 columns (or as told), each with its standard error when ``stderr`` has them. Returns the image, for a colour
-    bar: ``colorbar(image, ax)``.
+    ``limit`` is the value of full colour (default: the largest size). Its ``numbers`` are written
+    into the cells of up to 8 columns (or as told), each with its standard error when ``stderr`` has
+    them. Returns the image, for a colour bar: ``colorbar(image, ax)``.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 2:
         raise ValueError(f"values must be a matrix, got shape {values.shape}")
     rows, columns = values.shape
     if labels is not None and len(labels) not in (rows, columns):
-        raise ValueError(f"labels must name the {rows} rows or the {columns} columns, got {len(labels)}")
+        raise ValueError(
+            f"labels must name the {rows} rows or the {columns} columns, got {len(labels)}"
+        )
     limit = limit or np.abs(values).max() or 1.0
     image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_xticks(*_ticks(labels, columns), rotation=90 if labels is not None and columns > 8 else 0)
+    ax.set_xticks(
+        *_ticks(labels, columns), rotation=90 if labels is not None and columns > 8 else 0
+    )
     ax.set_yticks(*_ticks(labels, rows))
-    for (i, j), value in np.ndenumerate(values) if (columns <= 8 if numbers is None else numbers) else ():
+    for (i, j), value in (
+        np.ndenumerate(values) if (columns <= 8 if numbers is None else numbers) else ()
+    ):
         error = "" if stderr is None else f"\n±{np.asarray(stderr)[i, j]:{form}}"
-        ax.text(j, i, f"{value:{form}}{error}".replace("-", "−"), ha="center", va="center", fontsize=8.5)
+        ax.text(
+            j, i, f"{value:{form}}{error}".replace("-", "−"), ha="center", va="center", fontsize=8.5
+        )
     return image
 
 
 def _ticks(labels: Sequence[str] | None, count: int) -> tuple[list[int], list[str]]:
-    return (list(range(count)), list(labels)) if labels is not None and len(labels) == count else ([], [])
+    return (
+        (list(range(count)), list(labels))
+        if labels is not None and len(labels) == count
+        else ([], [])
+    )
 
 
 def images(
@@ -457,16 +538,22 @@ def images(
     diverging: bool = False,
     limits: tuple[Any, Any] | None = None,
 ) -> AxesImage:
-    """Images ``[n, height, width]`` (or ``[n, height, width, 3]``), one to each of the axes, on one scale of grey.
+    """Images ``[n, height, width]`` (or ``[n, height, width, 3]``), one to each of the axes, on one
+    scale of grey.
 
-    ``diverging``: signed values, red above zero and blue below. ``limits``: values of both ends (default: those of the
-    whole stack, symmetric when diverging). Axes left over are emptied. Returns the last image, for a colour bar.
+    ``diverging``: signed values, red above zero and blue below. ``limits``: values of both ends
+    (default: those of the whole stack, symmetric when diverging). Axes left over are emptied.
+    Returns the last image, for a colour bar.
     """
     stack, axes = np.asarray(stack, dtype=float), np.ravel(axes)
     if stack.ndim not in (3, 4) or not 0 < len(stack) <= len(axes):
-        raise ValueError(f"stack must be [n, height, width(, 3)] with n of 1 to {len(axes)}, got shape {stack.shape}")
+        raise ValueError(
+            f"stack must be [n, height, width(, 3)] with n of 1 to {len(axes)}, got shape {stack.shape}"
+        )
     if titles is not None and len(titles) != len(stack):
-        raise ValueError(f"titles must have one text for each of the {len(stack)} images, got {len(titles)}")
+        raise ValueError(
+            f"titles must have one text for each of the {len(stack)} images, got {len(titles)}"
+        )
     size = np.abs(stack).max() or 1.0
     low, high = limits or ((-size, size) if diverging else (stack.min(), stack.max()))
     for ax in axes:
@@ -480,13 +567,17 @@ def images(
 
 def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:
     """A thin colour bar without a frame, its colours one small picture."""
-    bar = image.get_figure().colorbar(image, ax=ax, **{"shrink": 0.8, "aspect": 25, "pad": 0.02, **options})
+    bar = image.get_figure().colorbar(
+        image, ax=ax, **{"shrink": 0.8, "aspect": 25, "pad": 0.02, **options}
+    )
     bar.outline.set_visible(False)
     bar.solids.set_rasterized(True)
     return bar
 
 
-def ellipse_points(mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, points: int = 60) -> np.ndarray:
+def ellipse_points(
+    mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, points: int = 60
+) -> np.ndarray:
     r"""The curve :math:`(x - m)^T C^{-1} (x - m) = n_\sigma^2`, as ``[..., points, 2]``.
 
     ``mean`` is ``[..., 2]``, ``cov`` ``[..., 2, 2]``.
@@ -498,16 +589,33 @@ def ellipse_points(mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, p
     return np.asarray(mean, dtype=float)[..., None, :] + circle @ np.swapaxes(root, -1, -2)
 
 
-def ellipse(ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, **options: Any) -> Polygon:
+def ellipse(
+    ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, **options: Any
+) -> Polygon:
     """Draw the ``nsigma`` ellipse of a two-dimensional Gaussian."""
     options = {"fill": False, "edgecolor": BLUE, "linewidth": 1.4, **options}
     return ax.add_patch(Polygon(ellipse_points(mean, cov, nsigma), closed=True, **options))
 
 
 def arrows(
-    ax: Axes, points: ArrayLike, vectors: ArrayLike, color: str = BLUE, scale: float | int = 1.0, **options: Any
+    ax: Axes,
+    points: ArrayLike,
+    vectors: ArrayLike,
+    color: str = BLUE,
+    scale: float | int = 1.0,
+    **options: Any,
 ) -> Quiver:
-    """Arrows ``scale * vectors`` from ``points`` (both ``[n, 2]``), in data coordinates: lengths compare by eye."""
+    """Arrows ``scale * vectors`` from ``points`` (both ``[n, 2]``), in data coordinates: lengths
+    compare by eye."""
     points, vectors = np.asarray(points, dtype=float), scale * np.asarray(vectors, dtype=float)
-    options = {"width": 0.0035, "headwidth": 4.0, "headlength": 5.0, "headaxislength": 4.5, "zorder": 3, **options}
-    return ax.quiver(*points.T, *vectors.T, color=color, angles="xy", scale_units="xy", scale=1, **options)
+    options = {
+        "width": 0.0035,
+        "headwidth": 4.0,
+        "headlength": 5.0,
+        "headaxislength": 4.5,
+        "zorder": 3,
+        **options,
+    }
+    return ax.quiver(
+        *points.T, *vectors.T, color=color, angles="xy", scale_units="xy", scale=1, **options
+    )

@@ -1,7 +1,9 @@
-r"""A velocity becomes a flow map: :math:`\dot x_t = v(t, x_t)` solved over [0, 1], in both directions.
+r"""A velocity becomes a flow map: :math:`\dot x_t = v(t, x_t)` solved over [0, 1], in both
+directions.
 
-The coefficients of the Runge–Kutta methods and the adaptive solver are diffrax's. Fixed steps run in one ``lax.scan``
-(the same numbers as diffrax's fixed-step solver) because that takes forward and reverse differentiation alike.
+The coefficients of the Runge–Kutta methods and the adaptive solver are diffrax's. Fixed steps run
+in one ``lax.scan`` (the same numbers as diffrax's fixed-step solver) because that takes forward and
+reverse differentiation alike.
 """
 
 import functools
@@ -18,10 +20,12 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, ArrayLike, Float
 
 from cdelta import _check
+from cdelta._pytree import as_pytree
 
 
 class _Method(NamedTuple):
-    """An explicit Runge–Kutta method: stage i is taken at t + cᵢ dt, from x + dt Σ aᵢⱼ kⱼ; the step adds dt Σ bᵢ kᵢ."""
+    """An explicit Runge–Kutta method: stage i is taken at t + cᵢ dt, from x + dt Σ aᵢⱼ kⱼ; the step
+    adds dt Σ bᵢ kᵢ."""
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
@@ -39,36 +43,46 @@ _METHODS = {
     "euler": _Method((0.0,), ((),), (1.0,)),
     "heun": _from_diffrax(diffrax.Heun.tableau),
     "midpoint": _from_diffrax(diffrax.Midpoint.tableau),
-    "rk4": _Method((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+    "rk4": _Method(
+        (0.0, 0.5, 0.5, 1.0),
+        ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        (1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    ),
     "tsit5": _from_diffrax(diffrax.Tsit5.tableau),
 }
 _ADAPTIVE = {"heun": diffrax.Heun, "midpoint": diffrax.Midpoint, "tsit5": diffrax.Tsit5}
 _UNROLL_LIMIT = 128  # velocity evaluations beyond which unrolling would compile for too long
 
-# For jax.jit(..., compiler_options=...) on a CPU. XLA's CPU backend drops the barriers that tie "compute again" to the
-# reverse pass, and computes all unrolled steps again at its beginning; with them their memory is that of one step.
+# For jax.jit(..., compiler_options=...) on a CPU. XLA's CPU backend drops the barriers that tie
+# "compute again" to the reverse pass, and computes all unrolled steps again at its beginning; with
+# them their memory is that of one step.
 CPU_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    r"""The flow map :math:`x_0 \mapsto x_1` of a velocity, :math:`\dot x_t = v(t, x_t)` on :math:`t \in [0, 1]`.
+    r"""The flow map :math:`x_0 \mapsto x_1` of a velocity, :math:`\dot x_t = v(t, x_t)` on
+    :math:`t \in [0, 1]`.
 
-    ``velocity(t, x)`` takes a scalar time and one state of any shape and returns that state's shape. ``solver`` is one
-    of euler, heun, midpoint, rk4, tsit5, with ``steps`` equal steps; ``times`` replaces them by a grid of your own,
-    rising from 0 to 1. With ``rtol`` (and ``atol``, by default the same) heun, midpoint and tsit5 choose their steps
-    and ``steps`` is not used. The velocity is never asked beyond [0, 1], and euler and midpoint never ask at t = 1.
+    ``velocity(t, x)`` takes a scalar time and one state of any shape and returns that state's
+    shape. ``solver`` is one of euler, heun, midpoint, rk4, tsit5, with ``steps`` equal steps;
+    ``times`` replaces them by a grid of your own, rising from 0 to 1. With ``rtol`` (and ``atol``,
+    by default the same) heun, midpoint and tsit5 choose their steps and ``steps`` is not used. The
+    velocity is never asked beyond [0, 1], and euler and midpoint never ask at t = 1.
 
-    The object is a pytree (its leaves are the velocity's) and works under ``jit``, ``vmap``, ``jvp`` and ``grad``.
-    Reverse passes keep one state a step and compute the rest again, so their memory does not grow with the steps
-    beyond that. On a CPU the reverse of a convolution inside a loop falls off XLA's fast path (10 times slower, or
-    more); where the velocity has convolutions the steps are therefore unrolled there, up to 128 evaluations, at the
-    price of compilation. ``unroll`` says so explicitly. For their memory not to grow either, a ``jit`` of yours around
-    a reverse pass needs the ``compiler_options`` named ``CPU_OPTIONS`` here (``cdelta.dependence`` sets them).
+    The object is a pytree (its leaves are the velocity's) and works under ``jit``, ``vmap``,
+    ``jvp`` and ``grad``. Reverse passes keep one state a step and compute the rest again, so their
+    memory does not grow with the steps beyond that. On a CPU the reverse of a convolution inside a
+    loop falls off XLA's fast path (10 times slower, or more); where the velocity has convolutions
+    the steps are therefore unrolled there, up to 128 evaluations, at the price of compilation.
+    ``unroll`` says so explicitly. For their memory not to grow either, a ``jit`` of yours around a
+    reverse pass needs the ``compiler_options`` named ``CPU_OPTIONS`` here (``cdelta.dependence``
+    sets them).
 
-    Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity of the wrong shape, for
-    one that returns NaN or infinity (named with its t) and for an adaptive solver that fails. Values can be looked at
-    only outside ``jit`` and ``vmap``: inside, a NaN passes through, and a failing adaptive solver raises at run time.
+    Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity of
+    the wrong shape, for one that returns NaN or infinity (named with its t) and for an adaptive
+    solver that fails. Values can be looked at only outside ``jit`` and ``vmap``: inside, a NaN
+    passes through, and a failing adaptive solver raises at run time.
     """
 
     velocity: Callable[[Array, Array], Array]
@@ -82,7 +96,9 @@ class Flow:
 
     def __post_init__(self) -> None:
         if not callable(self.velocity):
-            raise ValueError(f"velocity must be a function (t, x) -> dx/dt, got {type(self.velocity).__name__}")
+            raise ValueError(
+                f"velocity must be a function (t, x) -> dx/dt, got {type(self.velocity).__name__}"
+            )
         if self.solver not in _METHODS:
             raise ValueError(f"solver must be one of {', '.join(_METHODS)}, got {self.solver!r}")
         for name in ("rtol", "atol"):
@@ -90,18 +106,28 @@ class Flow:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.atol is not None and self.rtol is None:
-            raise ValueError("atol is given without rtol: give rtol as well to make the solver adaptive")
+            raise ValueError(
+                "atol is given without rtol: give rtol as well to make the solver adaptive"
+            )
         if self.rtol is not None and self.solver not in _ADAPTIVE:
             raise ValueError(
                 f"rtol needs a solver that estimates its error ({', '.join(_ADAPTIVE)}), got {self.solver!r}"
             )
         for name in ("steps", "max_steps"):
-            object.__setattr__(self, name, count(name, getattr(self, name)))
+            object.__setattr__(self, name, _check.count(name, getattr(self, name)))
         if self.times is not None:
             if self.rtol is not None:
-                raise ValueError("times and rtol exclude each other: an adaptive solver chooses its own grid")
+                raise ValueError(
+                    "times and rtol exclude each other: an adaptive solver chooses its own grid"
+                )
             times = np.asarray(self.times, dtype=np.float64)
-            if times.ndim != 1 or times.size < 2 or times[0] != 0 or times[-1] != 1 or not (np.diff(times) > 0).all():
+            if (
+                times.ndim != 1
+                or times.size < 2
+                or times[0] != 0
+                or times[-1] != 1
+                or not (np.diff(times) > 0).all()
+            ):
                 raise ValueError(f"times must rise strictly from 0 to 1, got {times}")
             object.__setattr__(self, "times", tuple(times.tolist()))
             object.__setattr__(self, "steps", times.size - 1)
@@ -117,7 +143,8 @@ class Flow:
         return self._run(_check.as_float("x0", x0), "x0")
 
     def inverse(self, x1: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-        r"""The inverse map, :math:`x_1 \mapsto x_0`: the same equation solved backwards, to the solver's accuracy."""
+        r"""The inverse map, :math:`x_1 \mapsto x_0`: the same equation solved backwards, to the
+        solver's accuracy."""
         return self._run(_check.as_float("x1", x1), "x1", backward=True)
 
     def trajectory(
@@ -125,9 +152,9 @@ class Flow:
     ) -> Float[Array, " times *shape"]:
         r"""States :math:`x_t` at the given times, ``[len(ts), *shape]``.
 
-        Between two grid points a fixed-step solver takes one shorter step of its own from the earlier one, so that the
-        order is kept, the grid's states are met exactly and nothing is asked beyond t. Raises ValueError when ``ts``
-        is not a vector in [0, 1].
+        Between two grid points a fixed-step solver takes one shorter step of its own from the
+        earlier one, so that the order is kept, the grid's states are met exactly and nothing is
+        asked beyond t. Raises ValueError when ``ts`` is not a vector in [0, 1].
         """
         ts = _check.as_float("ts", ts)
         if ts.ndim != 1:
@@ -167,7 +194,9 @@ class Flow:
 
         for times, dt in zip(*_grid(self, x.dtype, backward), strict=True):
             x = _step(looked_at, _METHODS[self.solver], x, times, dt)
-        raise ValueError("the flow overflowed: its velocity is finite at every step, its states are not")
+        raise ValueError(
+            "the flow overflowed: its velocity is finite at every step, its states are not"
+        )
 
 
 jax.tree_util.register_pytree_with_keys(
@@ -182,34 +211,20 @@ def _settings(flow: Flow) -> tuple:
 
 
 def _rebuild(settings: tuple, velocity: Any) -> Flow:
-    """A flow from its parts, unchecked: jax rebuilds pytrees from leaves that need not be arrays."""
+    """A flow from its parts, unchecked: jax rebuilds pytrees from leaves that need not be
+    arrays."""
     flow = object.__new__(Flow)
-    for name, value in zip(("solver", "steps", "times", "rtol", "atol", "max_steps", "unroll"), settings, strict=True):
+    for name, value in zip(
+        ("solver", "steps", "times", "rtol", "atol", "max_steps", "unroll"), settings, strict=True
+    ):
         object.__setattr__(flow, name, value)
     object.__setattr__(flow, "velocity", velocity)
     return flow
 
 
-def count(name: str, value: Any) -> int:
-    """``value`` as a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
-def as_pytree(function: Callable) -> Callable:
-    """The function itself when it is a pytree (jit then takes its arrays as arguments), else one without leaves."""
-    if not jax.tree_util.all_leaves([function]):
-        return function
-    try:
-        hash(function)
-    except TypeError:
-        function = functools.partial(function)  # hashed by identity
-    return jax.tree_util.Partial(function)
-
-
 def _grid(flow: Flow, dtype: Any, backward: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Times of every stage ``[steps, stages]`` and the steps ``[steps]``, rounded once so that none leaves [0, 1]."""
+    """Times of every stage ``[steps, stages]`` and the steps ``[steps]``, rounded once so that none
+    leaves [0, 1]."""
     nodes = np.linspace(0, 1, flow.steps + 1) if flow.times is None else np.asarray(flow.times)
     if backward:
         nodes = nodes[::-1]
@@ -242,7 +257,9 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
     unroll = flow.unroll
     if unroll is None:
         slow_loop = jax.default_backend() == "cpu" and flow.evaluations <= _UNROLL_LIMIT
-        unroll = slow_loop and _has_convolution(jax.make_jaxpr(flow.velocity)(stages[0, 0], x).jaxpr)
+        unroll = slow_loop and _has_convolution(
+            jax.make_jaxpr(flow.velocity)(stages[0, 0], x).jaxpr
+        )
     # in a loop nothing can be shared between a step and its second computation
     step = jax.checkpoint(functools.partial(_step, flow.velocity, method), prevent_cse=bool(unroll))
 
@@ -267,7 +284,8 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
 
 
 def _solve_adaptive(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Array, Array]:
-    # DirectAdjoint is the one of diffrax's adjoints that takes jvp and vjp (and their vmap) on one object.
+    # DirectAdjoint is the one of diffrax's adjoints that takes jvp and vjp (and their vmap) on one
+    # object.
     order = None if ts is None else jnp.argsort(ts)
     start, end = (1.0, 0.0) if backward else (0.0, 1.0)
     solution = diffrax.diffeqsolve(
@@ -277,14 +295,20 @@ def _solve_adaptive(flow: Flow, x: Array, ts: Array | None, backward: bool) -> t
         t1=jnp.asarray(end, x.dtype),
         dt0=None,
         y0=x,
-        saveat=diffrax.SaveAt(t1=True) if ts is None else diffrax.SaveAt(ts=ts[order].astype(x.dtype)),
-        stepsize_controller=diffrax.PIDController(flow.rtol, flow.rtol if flow.atol is None else flow.atol),
+        saveat=diffrax.SaveAt(t1=True)
+        if ts is None
+        else diffrax.SaveAt(ts=ts[order].astype(x.dtype)),
+        stepsize_controller=diffrax.PIDController(
+            flow.rtol, flow.rtol if flow.atol is None else flow.atol
+        ),
         adjoint=diffrax.DirectAdjoint(),
         max_steps=flow.max_steps,
         throw=False,
     )
     failed = solution.result != diffrax.RESULTS.successful
-    states = solution.ys[0] if ts is None else jnp.zeros_like(solution.ys).at[order].set(solution.ys)
+    states = (
+        solution.ys[0] if ts is None else jnp.zeros_like(solution.ys).at[order].set(solution.ys)
+    )
     return states, failed
 
 

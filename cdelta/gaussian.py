@@ -1,4 +1,5 @@
-r"""Flows between two Gaussians: the optimal velocity, the flow that it generates, and the transport path.
+r"""Flows between two Gaussians: the optimal velocity, the flow that it generates, and the transport
+path.
 
 Throughout, :math:`x_t = (1-t)\,x_0 + t\,x_1` with independent :math:`x_0 \sim N(m_0, \Sigma_0)` and
 :math:`x_1 \sim N(m_1, \Sigma_1)`, so that :math:`x_t \sim N(m(t), S(t))`.
@@ -20,9 +21,9 @@ Time = Shaped[ArrayLike, ""]
 class Gaussian:
     r"""Normal law :math:`N(m, \Sigma)`.
 
-    ``Gaussian(mean [d], cov [d, d])``; a scalar ``cov`` stands for that variance times the identity and is kept as a
-    scalar, so that images need no d×d matrix. Raises ValueError when ``cov`` is not symmetric positive definite or
-    does not fit ``mean``.
+    ``Gaussian(mean [d], cov [d, d])``; a scalar ``cov`` stands for that variance times the identity
+    and is kept as a scalar, so that images need no d×d matrix. Raises ValueError when ``cov`` is
+    not symmetric positive definite or does not fit ``mean``.
     """
 
     mean: Float[Array, " d"]
@@ -57,7 +58,11 @@ class Gaussian:
     @property
     def cov(self) -> Float[Array, "d d"]:
         """The covariance as a matrix."""
-        return self.covariance * jnp.eye(self.dim, dtype=self.mean.dtype) if self.isotropic else self.covariance
+        return (
+            self.covariance * jnp.eye(self.dim, dtype=self.mean.dtype)
+            if self.isotropic
+            else self.covariance
+        )
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws."""
@@ -72,7 +77,9 @@ def _inputs(t, source: Gaussian, target: Gaussian, **points):
         if not isinstance(law, Gaussian):
             raise ValueError(f"{name} must be a cdelta.Gaussian, got {type(law).__name__}")
     if source.dim != target.dim:
-        raise ValueError(f"source and target must agree in dimension, got {source.dim} and {target.dim}")
+        raise ValueError(
+            f"source and target must agree in dimension, got {source.dim} and {target.dim}"
+        )
     arrays = [_check.as_float(name, point) for name, point in points.items()]
     for name, array in zip(points, arrays, strict=True):
         _check.shape(name, array, (source.dim,), " to fit the Gaussians")
@@ -92,27 +99,35 @@ def cov_at(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     return (1 - t) ** 2 * source.cov + t**2 * target.cov
 
 
-def conditional_mean(t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian) -> Float[Array, " d"]:
-    r"""Posterior mean of the target point, by conditioning the joint Gaussian of :math:`(x_1, x_t)` (T1, T3).
+def conditional_mean(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
+) -> Float[Array, " d"]:
+    r"""Posterior mean of the target point, by conditioning the joint Gaussian of :math:`(x_1, x_t)`
+    (T1, T3).
 
     .. math:: E[x_1 \mid x_t = x] = m_1 + t\,\Sigma_1 S(t)^{-1} (x - m(t))
 
-    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit the Gaussians or ``t`` leaves
-    [0, 1].
+    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit the Gaussians or
+    ``t`` leaves [0, 1].
     """
     t, x = _inputs(t, source, target, x=x)
-    return target.mean + t * target.cov @ _solve(cov_at(t, source, target), x - mean_at(t, source, target))
+    return target.mean + t * target.cov @ _solve(
+        cov_at(t, source, target), x - mean_at(t, source, target)
+    )
 
 
-def velocity(t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian) -> Float[Array, " d"]:
-    r"""Optimal velocity between two Gaussians, :math:`v(t, x) = E[x_1 - x_0 \mid x_t = x]` (T2, T3).
+def velocity(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
+) -> Float[Array, " d"]:
+    r"""Optimal velocity between two Gaussians, :math:`v(t, x) = E[x_1 - x_0 \mid x_t = x]` (T2,
+    T3).
 
     .. math:: v(t, x) = m_1 - m_0 + A(t)\,(x - m(t))
 
     with :math:`A(t)` from :func:`velocity_jacobian`.
 
-    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit the Gaussians or ``t`` leaves
-    [0, 1].
+    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit the Gaussians or
+    ``t`` leaves [0, 1].
     """
     t, x = _inputs(t, source, target, x=x)
     score = _solve(cov_at(t, source, target), x - mean_at(t, source, target))
@@ -135,16 +150,18 @@ def _covariance_rate(t, source, target):
     return t * target.cov - (1 - t) * source.cov
 
 
-def flow_map(t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian) -> Float[Array, " d"]:
+def flow_map(
+    t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
+) -> Float[Array, " d"]:
     r"""The flow of the optimal velocity, in closed form (C1).
 
     .. math:: \varphi_t(x_0) = m(t) + Y(t)\,(x_0 - m_0)
 
-    solves :math:`\dot\varphi_t = v(t, \varphi_t)`, :math:`\varphi_0 = \mathrm{id}`, for every pair of Gaussians, with
-    :math:`Y(t)` from :func:`flow_jacobian`.
+    solves :math:`\dot\varphi_t = v(t, \varphi_t)`, :math:`\varphi_0 = \mathrm{id}`, for every pair
+    of Gaussians, with :math:`Y(t)` from :func:`flow_jacobian`.
 
-    Shapes: ``x0`` and the result ``[d]``. Raises ValueError when ``x0`` does not fit the Gaussians or ``t`` leaves
-    [0, 1].
+    Shapes: ``x0`` and the result ``[d]``. Raises ValueError when ``x0`` does not fit the Gaussians
+    or ``t`` leaves [0, 1].
     """
     t, x0 = _inputs(t, source, target, x0=x0)
     return mean_at(t, source, target) + flow_jacobian(t, source, target) @ (x0 - source.mean)
@@ -156,10 +173,10 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
     .. math:: Y(t) = P \operatorname{diag}\sqrt{(1-t)^2 + t^2 d_i}\; P^{-1}
               \quad\text{where}\quad \Sigma_0 = P P^{\mathsf T},\; \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
 
-    It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves :math:`\dot Y = A(t)\,Y`.
-    With the Cholesky factor :math:`\Sigma_0 = L L^{\mathsf T}` it reads
-    :math:`L\,\bigl((1-t)^2 I + t^2 L^{-1} \Sigma_1 L^{-\mathsf T}\bigr)^{1/2} L^{-1}`, which is how it is computed: a
-    power of one symmetric matrix, smooth also where the :math:`d_i` coincide.
+    It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves
+    :math:`\dot Y = A(t)\,Y`. With the Cholesky factor :math:`\Sigma_0 = L L^{\mathsf T}` it reads
+    :math:`L\,\bigl((1-t)^2 I + t^2 L^{-1} \Sigma_1 L^{-\mathsf T}\bigr)^{1/2} L^{-1}`, which is how
+    it is computed: a power of one symmetric matrix, smooth also where the :math:`d_i` coincide.
 
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
@@ -170,16 +187,18 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
     return solve_triangular(root, _spd_power(whitened, 0.5) @ root.T, lower=True, trans="T").T
 
 
-def transport_map(t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian) -> Float[Array, " d"]:
+def transport_map(
+    t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
+) -> Float[Array, " d"]:
     r"""The paper's "diffeomorphism": an exponential path to the optimal transport map (T14).
 
     .. math:: \varphi_t(x_0) = m(t) + e^{tL} (x_0 - m_0)
 
-    with :math:`e^{tL}` from :func:`transport_jacobian`. A flow from source to target, but not the flow of the optimal
-    velocity: :func:`flow_map` is.
+    with :math:`e^{tL}` from :func:`transport_jacobian`. A flow from source to target, but not the
+    flow of the optimal velocity: :func:`flow_map` is.
 
-    Shapes: ``x0`` and the result ``[d]``. Raises ValueError when ``x0`` does not fit the Gaussians or ``t`` leaves
-    [0, 1].
+    Shapes: ``x0`` and the result ``[d]``. Raises ValueError when ``x0`` does not fit the Gaussians
+    or ``t`` leaves [0, 1].
     """
     t, x0 = _inputs(t, source, target, x0=x0)
     return mean_at(t, source, target) + transport_jacobian(t, source, target) @ (x0 - source.mean)
@@ -191,8 +210,9 @@ def transport_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Arr
     .. math:: e^{L} = \Sigma_0^{-1/2} \bigl(\Sigma_0^{1/2} \Sigma_1 \Sigma_0^{1/2}\bigr)^{1/2} \Sigma_0^{-1/2},
               \qquad e^{tL} = (e^L)^t
 
-    :math:`e^L` is the one symmetric positive definite matrix with :math:`e^L \Sigma_0 e^L = \Sigma_1` (the optimal
-    transport map); any square root of :math:`\Sigma_0` gives it, here the Cholesky factor.
+    :math:`e^L` is the one symmetric positive definite matrix with
+    :math:`e^L \Sigma_0 e^L = \Sigma_1` (the optimal transport map); any square root of
+    :math:`\Sigma_0` gives it, here the Cholesky factor.
 
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
@@ -217,8 +237,9 @@ def _spd_power(matrix, power):
 
 @_spd_power.defjvp
 def _spd_power_jvp(primals, tangents):
-    # Daleckii–Krein: in the eigenbasis the derivative multiplies entry ij by the divided difference of λ ↦ λᵖ. Written
-    # with sinh it has no cancellation, and needs no exception where eigenvalues coincide, as eigh does.
+    # Daleckii–Krein: in the eigenbasis the derivative multiplies entry ij by the divided difference
+    # of λ ↦ λᵖ. Written with sinh it has no cancellation, and needs no exception where eigenvalues
+    # coincide, as eigh does.
     (matrix, power), (matrix_dot, power_dot) = primals, tangents
     values, vectors = jnp.linalg.eigh(matrix)
     logs = jnp.log(values)

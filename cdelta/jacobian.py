@@ -1,6 +1,8 @@
-r"""Products with the Jacobian of any map, without forming it: finite differences, forward mode, rows by reverse mode.
+r"""Products with the Jacobian of any map, without forming it: finite differences, forward mode,
+rows by reverse mode.
 
-``f`` is any function of one array, for instance features of a flow, ``lambda x0: classifier(flow(x0))``.
+``f`` is any function of one array, for instance features of a flow,
+``lambda x0: classifier(flow(x0))``.
 """
 
 from collections.abc import Callable
@@ -25,8 +27,9 @@ def finite_difference(
 
     The mean of the results at ``eps`` and ``-eps`` is the central difference.
 
-    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share f(x0), the result
-    ``[k, ...]``. Raises ValueError when shapes disagree or ``eps`` is zero or not finite.
+    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share
+    f(x0), the result ``[k, ...]``. Raises ValueError when shapes disagree or ``eps`` is zero or not
+    finite.
     """
     x0, probe = _point_and_probe(x0, probe)
     if _check.concrete(eps) and not (np.isfinite(eps) and eps != 0):
@@ -44,8 +47,8 @@ def jvp(
 ) -> Float[Array, "..."]:
     r"""The exact product :math:`J(x_0)\,z`, by forward mode.
 
-    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share the evaluation of
-    f, the result ``[k, ...]``. Raises ValueError when shapes disagree.
+    Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share
+    the evaluation of f, the result ``[k, ...]``. Raises ValueError when shapes disagree.
     """
     return values_and_jvp(f, x0, probe)[1]
 
@@ -63,10 +66,11 @@ def values_and_jvp(
 
 
 def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[Array, "..."]:
-    r"""The exact Jacobian, one row a feature: :math:`\nabla f_i(x_0)`, by reverse mode over one shared evaluation of f.
+    r"""The exact Jacobian, one row a feature: :math:`\nabla f_i(x_0)`, by reverse mode over one
+    shared evaluation of f.
 
-    Shapes: ``f(x0)`` is ``[n]`` (or any shape), the result ``[n, *shape]``. Costs n reverse passes; nothing is
-    computed twice for them but what :class:`cdelta.Flow` chooses not to keep.
+    Shapes: ``f(x0)`` is ``[n]`` (or any shape), the result ``[n, *shape]``. Costs n reverse passes;
+    nothing is computed twice for them but what :class:`cdelta.Flow` chooses not to keep.
     """
     return values_and_rows(f, x0)[1]
 
@@ -85,5 +89,7 @@ def values_and_rows(
 def _point_and_probe(x0, probe):
     x0, probe = _check.as_float("x0", x0), _check.as_float("probe", probe)
     if probe.shape[probe.ndim - x0.ndim :] != x0.shape or probe.ndim - x0.ndim not in (0, 1):
-        raise ValueError(f"probe must have x0's shape {x0.shape}, or [k, *shape] for k probes, got {probe.shape}")
+        raise ValueError(
+            f"probe must have x0's shape {x0.shape}, or [k, *shape] for k probes, got {probe.shape}"
+        )
     return x0, probe.astype(x0.dtype)

@@ -1,9 +1,10 @@
 """Claims and what was measured about them: check, record, read.
 
-A notebook calls :func:`check` where it verifies a claim. The line it prints is what a reader sees; the record goes to
-the file named by the environment variable ``CDELTA_LEDGER`` when there is one, and the book's scorecard is made from
-those records. Claims are the keys of ``book/claims.yml`` (``CDELTA_CLAIMS`` names another file); away from the book,
-where there is no such file, an id needs only to look like one.
+A notebook calls :func:`check` where it verifies a claim. The line it prints is what a reader sees;
+the record goes to the file named by the environment variable ``CDELTA_LEDGER`` when there is one,
+and the book's scorecard is made from those records. Claims are the keys of ``book/claims.yml``
+(``CDELTA_CLAIMS`` names another file); away from the book, where there is no such file, an id needs
+only to look like one.
 """
 
 import json
@@ -34,10 +35,12 @@ def check(
     *,
     stderr: Any = None,
 ) -> None:
-    r"""Record that ``quantity`` came out as ``value``, print one line, and raise when the bound is missed.
+    r"""Record that ``quantity`` came out as ``value``, print one line, and raise when the bound is
+    missed.
 
     A number as ``bound`` asks for :math:`\text{value} \le \text{bound}`; a pair asks for
-    :math:`\text{low} \le \text{value} \le \text{high}`, where ``None`` leaves that side open. NaN never passes.
+    :math:`\text{low} \le \text{value} \le \text{high}`, where ``None`` leaves that side open. NaN
+    never passes.
 
     Args:
         claim_id: a claim of ``book/claims.yml``, such as ``"T3"``.
@@ -59,7 +62,9 @@ def check(
         raise ValueError(f"stderr must be at least 0, got {error}")
     low, high = _bounds(bound)
     # Written so that a comparison with NaN fails.
-    passed = (low is None or value >= low) and (high is None or value <= high) and not math.isnan(value)
+    passed = (
+        (low is None or value >= low) and (high is None or value <= high) and not math.isnan(value)
+    )
     _append(
         {
             "claim": claim_id,
@@ -77,7 +82,8 @@ def check(
 
 
 def describe(value: Number, stderr: Number | None = None) -> str:
-    """``value ± stderr``, rounded to two digits, or to the digits that the standard error leaves."""
+    """``value ± stderr``, rounded to two digits, or to the digits that the standard error
+    leaves."""
     if not stderr:
         return f"{value:.2g}"
     if not math.isfinite(stderr) or not math.isfinite(value):
@@ -96,9 +102,11 @@ def describe_bound(low: Number | None, high: Number | None) -> str:
 
 
 def claims() -> dict[str, dict[str, Any]] | None:
-    """The claims by id, from ``CDELTA_CLAIMS`` or the nearest ``book/claims.yml`` at or above the working directory.
+    """The claims by id, from ``CDELTA_CLAIMS`` or the nearest ``book/claims.yml`` at or above the
+    working directory.
 
-    None when there is no such file. Raises FileNotFoundError when ``CDELTA_CLAIMS`` names a file that is not there.
+    None when there is no such file. Raises FileNotFoundError when ``CDELTA_CLAIMS`` names a file
+    that is not there.
     """
     named = os.environ.get("CDELTA_CLAIMS")
     if named:
@@ -111,21 +119,36 @@ def claims() -> dict[str, dict[str, Any]] | None:
 
 
 def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of every executed notebook in ``folder``, each with its ``notebook`` and ``profile``.
+    """The records of every executed notebook in ``folder``, each with its ``notebook`` and
+    ``profile``.
 
     Raises ValueError when there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"folder must hold executed notebooks, got {str(folder)!r}, which is no folder")
-    runs = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
-    return [{"notebook": name, "profile": run["profile"], **record} for name, run in runs for record in run["ledger"]]
+        raise ValueError(
+            f"folder must hold executed notebooks, got {str(folder)!r}, which is no folder"
+        )
+    runs = [
+        (path.stem, json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(folder.glob("*.json"))
+    ]
+    return [
+        {"notebook": name, "profile": run["profile"], **record}
+        for name, run in runs
+        for record in run["ledger"]
+    ]
 
 
 def lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records in one file of JSON lines, as :func:`check` writes it; none when it was never written."""
+    """The records in one file of JSON lines, as :func:`check` writes it; none when it was never
+    written."""
     path = Path(path)
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 @lru_cache(maxsize=8)
@@ -154,7 +177,9 @@ def _number(name: str, value: Any) -> float:
 def _bounds(bound: Any) -> tuple[float | None, float | None]:
     if isinstance(bound, tuple | list):
         if len(bound) != 2:
-            raise ValueError(f"bound must be a number or a pair (low, high), got {len(bound)} entries")
+            raise ValueError(
+                f"bound must be a number or a pair (low, high), got {len(bound)} entries"
+            )
         low, high = (None if side is None else _number("bound", side) for side in bound)
     else:
         low, high = None, _number("bound", bound)

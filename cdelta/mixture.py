@@ -1,7 +1,9 @@
-r"""Flows from a Gaussian to a Gaussian mixture: a mixture at every time, with closed velocity and Jacobian.
+r"""Flows from a Gaussian to a Gaussian mixture: a mixture at every time, with closed velocity and
+Jacobian.
 
-Throughout, :math:`x_1` comes from component k with probability :math:`\pi_k` and is then :math:`N(\mu_k, \Sigma_k)`.
-Given k, everything of :mod:`cdelta.gaussian` holds: :math:`x_t \sim N(m_k, S_k)` with
+Throughout, :math:`x_1` comes from component k with probability :math:`\pi_k` and is then
+:math:`N(\mu_k, \Sigma_k)`. Given k, everything of :mod:`cdelta.gaussian` holds:
+:math:`x_t \sim N(m_k, S_k)` with
 
 .. math:: m_k = (1-t)\,\mu_0 + t\,\mu_k, \qquad S_k = (1-t)^2\,\Sigma_0 + t^2\,\Sigma_k
 
@@ -26,8 +28,9 @@ from cdelta.gaussian import Gaussian, Time
 class GaussianMixture:
     r"""Mixture :math:`\sum_k \pi_k N(\mu_k, \Sigma_k)`.
 
-    ``GaussianMixture(weights [K], means [K, d], covs [K, d, d])``. Raises ValueError when the weights are negative or
-    do not sum to one, a covariance is not symmetric positive definite, or the shapes disagree.
+    ``GaussianMixture(weights [K], means [K, d], covs [K, d, d])``. Raises ValueError when the
+    weights are negative or do not sum to one, a covariance is not symmetric positive definite, or
+    the shapes disagree.
     """
 
     weights: Float[Array, " K"]
@@ -40,7 +43,9 @@ class GaussianMixture:
         if weights.ndim != 1 or weights.size == 0:
             raise ValueError(f"weights must be a vector [K] with K >= 1, got shape {weights.shape}")
         if means.ndim != 2 or means.shape[0] != weights.size or means.shape[1] == 0:
-            raise ValueError(f"means must have shape (K, d) with K = {weights.size} weights, got {means.shape}")
+            raise ValueError(
+                f"means must have shape (K, d) with K = {weights.size} weights, got {means.shape}"
+            )
         _check.shape("covs", covs, (*means.shape, means.shape[1]), f" to fit means {means.shape}")
         _check.finite("weights", weights)
         _check.finite("means", means)
@@ -49,7 +54,9 @@ class GaussianMixture:
             if (np.asarray(weights) < 0).any():
                 raise ValueError(f"weights must not be negative, got {np.asarray(weights)}")
             if abs(float(weights.sum()) - 1) > 1e-5:
-                raise ValueError(f"weights must sum to one, got a sum of {float(weights.sum()):.6g}")
+                raise ValueError(
+                    f"weights must sum to one, got a sum of {float(weights.sum()):.6g}"
+                )
         dtype = jnp.result_type(weights, means, covs)
         object.__setattr__(self, "weights", weights.astype(dtype) / weights.astype(dtype).sum())
         object.__setattr__(self, "means", means.astype(dtype))
@@ -67,14 +74,18 @@ class GaussianMixture:
     def cov(self) -> Float[Array, "d d"]:
         """Covariance: mean of the covariances plus covariance of the means."""
         centred = self.means - self.mean
-        return jnp.einsum("k,kij->ij", self.weights, self.covs + centred[:, :, None] * centred[:, None, :])
+        return jnp.einsum(
+            "k,kij->ij", self.weights, self.covs + centred[:, :, None] * centred[:, None, :]
+        )
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws."""
         key_label, key_noise = jax.random.split(key)
         labels = jax.random.choice(key_label, self.weights.size, (n,), p=self.weights)
         noise = jax.random.normal(key_noise, (n, self.dim), self.means.dtype)
-        return self.means[labels] + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(self.covs)[labels], noise)
+        return self.means[labels] + jnp.einsum(
+            "nij,nj->ni", jnp.linalg.cholesky(self.covs)[labels], noise
+        )
 
 
 class _Components(NamedTuple):
@@ -102,7 +113,9 @@ def _components(t, x, source: Gaussian, target: GaussianMixture) -> _Components:
     means = (1 - t) * source.mean + t * target.means
     roots, rates = _roots_and_rates(t, source, target)
     whitened = jax.vmap(lambda root, b: solve_triangular(root, b, lower=True))(roots, x - means)
-    scores = -jax.vmap(lambda root, b: solve_triangular(root, b, lower=True, trans="T"))(roots, whitened)
+    scores = -jax.vmap(lambda root, b: solve_triangular(root, b, lower=True, trans="T"))(
+        roots, whitened
+    )
     log_det = jnp.log(jnp.diagonal(roots, axis1=1, axis2=2)).sum(1)
     log_density = -0.5 * (whitened**2).sum(1) - log_det - 0.5 * source.dim * jnp.log(2 * jnp.pi)
     log_joint = jnp.log(target.weights) + log_density
@@ -123,7 +136,9 @@ def _inputs(t, source, target, **points):
     if not isinstance(target, GaussianMixture):
         raise ValueError(f"target must be a cdelta.GaussianMixture, got {type(target).__name__}")
     if source.dim != target.dim:
-        raise ValueError(f"source and target must agree in dimension, got {source.dim} and {target.dim}")
+        raise ValueError(
+            f"source and target must agree in dimension, got {source.dim} and {target.dim}"
+        )
     arrays = [_check.as_float(name, point) for name, point in points.items()]
     for name, array in zip(points, arrays, strict=True):
         _check.shape(name, array, (source.dim,), " to fit source and target")
@@ -131,14 +146,17 @@ def _inputs(t, source, target, **points):
     return [_check.time(t).astype(dtype), *(array.astype(dtype) for array in arrays)]
 
 
-def log_density(t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture) -> Float[Array, ""]:
+def log_density(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+) -> Float[Array, ""]:
     r"""Log density of :math:`x_t` (T4).
 
     .. math:: \log p_t(x) = \log \sum_k \pi_k\, N(x; m_k, S_k)
 
     summed without leaving the logarithm, so that it is finite where every density underflows.
 
-    Shapes: ``x`` ``[d]``, the result a scalar. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` ``[d]``, the result a scalar. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
     """
     return logsumexp(_components(t, x, source, target).log_joint)
 
@@ -150,7 +168,8 @@ def responsibilities(
 
     .. math:: \gamma_k(t, x) = \frac{\pi_k N(x; m_k, S_k)}{\sum_j \pi_j N(x; m_j, S_j)}
 
-    Shapes: ``x`` ``[d]``, the result ``[K]``. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` ``[d]``, the result ``[K]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
     """
     return _components(t, x, source, target).responsibilities
 
@@ -162,18 +181,23 @@ def responsibility_gradients(
 
     .. math:: \nabla \gamma_k = \gamma_k \Bigl( S_k^{-1}(m_k - x) - \sum_j \gamma_j S_j^{-1}(m_j - x) \Bigr)
 
-    Shapes: ``x`` ``[d]``, the result ``[K, d]``. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` ``[d]``, the result ``[K, d]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
     """
     parts = _components(t, x, source, target)
     return parts.responsibilities[:, None] * parts.score_differences
 
 
-def velocity(t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture) -> Float[Array, " d"]:
-    r"""Optimal velocity towards a mixture, the components' affine velocities blended by responsibility (T6).
+def velocity(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+) -> Float[Array, " d"]:
+    r"""Optimal velocity towards a mixture, the components' affine velocities blended by
+    responsibility (T6).
 
     .. math:: v(t, x) = \sum_k \gamma_k(t, x) \bigl[ \mu_k - \mu_0 + A_k(t)\,(x - m_k) \bigr]
 
-    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` and the result ``[d]``. Raises ValueError when ``x`` does not fit or ``t`` leaves
+    [0, 1].
     """
     parts = _components(t, x, source, target)
     return parts.responsibilities @ parts.velocities
@@ -187,11 +211,12 @@ def velocity_jacobian(
     .. math:: \nabla v = \sum_k \gamma_k A_k(t) + \sum_k \bigl[\mu_k - \mu_0 + A_k(t)(x - m_k)\bigr]
               (\nabla \gamma_k)^{\mathsf T}
 
-    The first sum keeps the label's posterior fixed; the second is what x tells about the label. Since the gradients
-    sum to zero, component velocities enter only through their differences: they are taken relative to v, which keeps
-    the second sum small where one component explains x.
+    The first sum keeps the label's posterior fixed; the second is what x tells about the label.
+    Since the gradients sum to zero, component velocities enter only through their differences: they
+    are taken relative to v, which keeps the second sum small where one component explains x.
 
-    Shapes: ``x`` ``[d]``, the result ``[d, d]``. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` ``[d]``, the result ``[d, d]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
     """
     parts = _components(t, x, source, target)
     gamma = parts.responsibilities
@@ -201,26 +226,38 @@ def velocity_jacobian(
 
 
 def velocity_jvp(
-    t: Time, x: Float[ArrayLike, " d"], tangent: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+    t: Time,
+    x: Float[ArrayLike, " d"],
+    tangent: Float[ArrayLike, " d"],
+    source: Gaussian,
+    target: GaussianMixture,
 ) -> Float[Array, " d"]:
     r"""Product of :func:`velocity_jacobian` with a vector, without forming a Jacobian (T8).
 
-    Shapes: ``x``, ``tangent`` and the result ``[d]``. Raises ValueError as :func:`velocity_jacobian` does.
+    Shapes: ``x``, ``tangent`` and the result ``[d]``. Raises ValueError as
+    :func:`velocity_jacobian` does.
     """
     _, tangent = _inputs(t, source, target, tangent=tangent)
     parts = _components(t, x, source, target)
     gamma = parts.responsibilities
-    through_x = jnp.einsum("kij,kj->ki", parts.rates, parts.solve(jnp.broadcast_to(tangent, parts.scores.shape)))
-    through_label = (parts.score_differences @ tangent)[:, None] * (parts.velocities - gamma @ parts.velocities)
+    through_x = jnp.einsum(
+        "kij,kj->ki", parts.rates, parts.solve(jnp.broadcast_to(tangent, parts.scores.shape))
+    )
+    through_label = (parts.score_differences @ tangent)[:, None] * (
+        parts.velocities - gamma @ parts.velocities
+    )
     return gamma @ (through_x + through_label)
 
 
-def component_jacobians(t: Time, source: Gaussian, target: GaussianMixture) -> Float[Array, "K d d"]:
+def component_jacobians(
+    t: Time, source: Gaussian, target: GaussianMixture
+) -> Float[Array, "K d d"]:
     r"""Jacobians of the components' affine velocities (T6, T9).
 
     .. math:: A_k(t) = \bigl(t\,\Sigma_k - (1-t)\,\Sigma_0\bigr) S_k^{-1}
 
-    Entry K is the paper's interventional Jacobian for the label K: hold the label, and the velocity is affine.
+    Entry K is the paper's interventional Jacobian for the label K: hold the label, and the velocity
+    is affine.
 
     Shapes: the result ``[K, d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
@@ -245,11 +282,11 @@ def affinity_bound(
               \lVert \nabla v - A_k \rVert_F &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
               + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
 
-    Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the triangle inequality, and
-    vanish with :math:`1 - \gamma_k`.
+    Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the
+    triangle inequality, and vanish with :math:`1 - \gamma_k`.
 
-    Shapes: ``x`` ``[d]``; the result two scalars, for the velocity and for its Jacobian. Raises ValueError when
-    ``component`` is not one of the K, ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` ``[d]``; the result two scalars, for the velocity and for its Jacobian. Raises
+    ValueError when ``component`` is not one of the K, ``x`` does not fit or ``t`` leaves [0, 1].
     """
     count = target.weights.size
     if not 0 <= component < count:

@@ -1,9 +1,11 @@
-r"""Networks that learn a flow or read an image: an MLP, a UNet and a residual classifier (flax nnx).
+r"""Networks that learn a flow or read an image: an MLP, a UNet and a residual classifier (flax
+nnx).
 
-A network takes **one** sample, ``(t, x) -> velocity`` with ``x``'s shape (a classifier ``x -> logits``); batch it with
-``jax.vmap``. The networks are pytrees: pass them through ``jax.jit`` as arguments. Images are ``[height, width]`` or
-``[height, width, channels]``. After construction batch normalisation uses its running averages; ``cdelta.training.fit``
-switches it to the batch's own while it trains.
+A network takes **one** sample, ``(t, x) -> velocity`` with ``x``'s shape (a classifier
+``x -> logits``); batch it with ``jax.vmap``. The networks are pytrees: pass them through
+``jax.jit`` as arguments. Images are ``[height, width]`` or ``[height, width, channels]``. After
+construction batch normalisation uses its running averages; ``cdelta.training.fit`` switches it to
+the batch's own while it trains.
 """
 
 import itertools
@@ -29,10 +31,12 @@ def parameter_count(network: nnx.Module) -> int:
 
 
 def time_features(t: Time, width: int, highest: float = 1e4) -> Float[Array, " width"]:
-    r"""Sines and cosines of ``t``, :math:`[\sin \omega_k t, \cos \omega_k t]`, :math:`\omega_k` from ``highest`` to 1.
+    r"""Sines and cosines of ``t``, :math:`[\sin \omega_k t, \cos \omega_k t]`, :math:`\omega_k`
+    from ``highest`` to 1.
 
-    The ``width/2`` frequencies are geometric: :math:`\omega_k = \text{highest}^{1 - k/(\text{width}/2 - 1)}`. The
-    paper's networks use ``highest = 1e4``; a small value makes a velocity that is smooth in ``t``, and so needs few
+    The ``width/2`` frequencies are geometric:
+    :math:`\omega_k = \text{highest}^{1 - k/(\text{width}/2 - 1)}`. The paper's networks use
+    ``highest = 1e4``; a small value makes a velocity that is smooth in ``t``, and so needs few
     solver steps. Raises ValueError when ``width`` is odd or below 4.
     """
     if width < 4 or width % 2:
@@ -44,16 +48,19 @@ def time_features(t: Time, width: int, highest: float = 1e4) -> Float[Array, " w
 
 
 class VelocityFromTarget(nnx.Module):
-    r"""The velocity of a network :math:`g(t, x)` that predicts :math:`E[x_1 \mid x_t = x]` (the paper's E2).
+    r"""The velocity of a network :math:`g(t, x)` that predicts :math:`E[x_1 \mid x_t = x]` (the
+    paper's E2).
 
     .. math:: v(t, x) = \frac{g(s, x) - x}{1 - s}, \qquad s = \min(t, \text{last})
 
-    For the exact :math:`g` this is the velocity at every t ≤ ``last``. Beyond, where the quotient would come to divide
-    by nothing, the velocity at ``last`` is kept: finite, off by :math:`O(1 - \text{last})` on an interval of that
-    length, which moves the flow's end by :math:`O((1 - \text{last})^2)`. A larger ``last`` has less of this bias, but
-    an error of the network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both).
+    For the exact :math:`g` this is the velocity at every t ≤ ``last``. Beyond, where the quotient
+    would come to divide by nothing, the velocity at ``last`` is kept: finite, off by
+    :math:`O(1 - \text{last})` on an interval of that length, which moves the flow's end by
+    :math:`O((1 - \text{last})^2)`. A larger ``last`` has less of this bias, but an error of the
+    network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both).
 
-    Raises ValueError when ``last`` is not inside (0, 1), or when ``g`` returns another shape than ``x``'s.
+    Raises ValueError when ``last`` is not inside (0, 1), or when ``g`` returns another shape than
+    ``x``'s.
     """
 
     def __init__(self, network: Callable[[Any, Any], Any], last: float = 0.95):
@@ -70,18 +77,28 @@ class VelocityFromTarget(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """A multilayer perceptron ``(t, x) -> x``'s shape: features of ``t`` are added to those of ``x``, then SiLU layers.
+    """A multilayer perceptron ``(t, x) -> x``'s shape: features of ``t`` are added to those of
+    ``x``, then SiLU layers.
 
-    ``shape``: that of a sample, an int ``d`` for ``(d,)``. ``layers`` hidden layers of ``width``. ``time`` is the
-    width of the sinusoidal features of ``t``; 0 learns them instead, through a layer of SiLUs.
+    ``shape``: that of a sample, an int ``d`` for ``(d,)``. ``layers`` hidden layers of ``width``.
+    ``time`` is the width of the sinusoidal features of ``t``; 0 learns them instead, through a
+    layer of SiLUs.
 
-    The paper's E1 is ``MLP(1, width=128, layers=2)`` (it concatenates where this adds, which the next linear layer
-    makes the same), its E2 ``MLP(2, width=1024, layers=10, time=512)``.
+    The paper's E1 is ``MLP(1, width=128, layers=2)`` (it concatenates where this adds, which the
+    next linear layer makes the same), its E2 ``MLP(2, width=1024, layers=10, time=512)``.
 
     Raises ValueError for sizes that are not positive, or for an ``x`` of another shape.
     """
 
-    def __init__(self, shape: int | Sequence[int], width: int = 128, layers: int = 3, time: int = 0, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        width: int = 128,
+        layers: int = 3,
+        time: int = 0,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.shape = _shape(shape)
         if width < 1 or layers < 1:
             raise ValueError(f"width and layers must be positive, got {width} and {layers}")
@@ -107,12 +124,13 @@ class MLP(nnx.Module):
 class UNet(nnx.Module):
     """A UNet ``(t, x) -> x``'s shape for images.
 
-    ``channels`` has one entry a level; below the first the resolution halves, and on the way up it doubles (bilinear)
-    and meets what the way down left. ``patch`` folds squares of that many pixels into channels first (and unfolds them
-    last): convolutions at full resolution are most of a UNet's cost. ``blocks`` at each level and direction.
-    ``residual`` chooses between residual blocks with group normalisation, average pooling and attention at the coarsest
-    level, smooth in ``x``, and the paper's plain blocks with batch normalisation and max pooling.
-    ``time`` and ``highest``: see ``time_features``.
+    ``channels`` has one entry a level; below the first the resolution halves, and on the way up it
+    doubles (bilinear) and meets what the way down left. ``patch`` folds squares of that many pixels
+    into channels first (and unfolds them last): convolutions at full resolution are most of a
+    UNet's cost. ``blocks`` at each level and direction. ``residual`` chooses between residual
+    blocks with group normalisation, average pooling and attention at the coarsest level, smooth in
+    ``x``, and the paper's plain blocks with batch normalisation and max pooling. ``time`` and
+    ``highest``: see ``time_features``.
 
     ``UNet.small`` and ``UNet.paper`` are the two configurations that the book uses.
 
@@ -158,22 +176,31 @@ class UNet(nnx.Module):
             below = channels[max(i - 1, 0)]
         self.up = nnx.List(up)
         self.norm = _group_norm(below, rngs) if residual else None
-        zero = {"kernel_init": nnx.initializers.zeros_init()} if residual else {}  # start from the velocity 0
+        # start from the velocity 0
+        zero = {"kernel_init": nnx.initializers.zeros_init()} if residual else {}
         self.out = nnx.Conv(below, inner, (3, 3) if residual else (1, 1), rngs=rngs, **zero)
 
     @classmethod
     def paper(cls, shape: Sequence[int], *, rngs: nnx.Rngs) -> "UNet":
-        """The paper's: five levels of 64 to 512 channels, batch normalisation, sinusoidal features of 1e4·t, width 256.
+        """The paper's: five levels of 64 to 512 channels, batch normalisation, sinusoidal features
+        of 1e4·t, width 256.
 
-        14.0 M parameters for one channel. Its table says "multiplier 16"; its code says 64, 128, 256, 512, 512.
+        14.0 M parameters for one channel. Its table says "multiplier 16"; its code says 64, 128,
+        256, 512, 512.
         """
         return cls(shape, (64, 128, 256, 512, 512), residual=False, rngs=rngs)
 
     @classmethod
     def small(
-        cls, shape: Sequence[int], channels: Sequence[int] = (48, 96), *, patch: int = 2, rngs: nnx.Rngs
+        cls,
+        shape: Sequence[int],
+        channels: Sequence[int] = (48, 96),
+        *,
+        patch: int = 2,
+        rngs: nnx.Rngs,
     ) -> "UNet":
-        """A fast one for two CPU cores: 2 × 2 patches, two residual blocks a level, low frequencies of ``t``."""
+        """A fast one for two CPU cores: 2 × 2 patches, two residual blocks a level, low frequencies
+        of ``t``."""
         return cls(shape, channels, patch, blocks=2, time=64, highest=30.0, rngs=rngs)
 
     def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -209,13 +236,16 @@ class PlainBlock(nnx.Module):
         self.first, self.second = (nnx.Conv(a, wide, (3, 3), rngs=rngs) for a in (wide_in, wide))
         self.norm_first, self.norm_second = (_batch_norm(wide, rngs) for _ in range(2))
 
-    def __call__(self, h: Float[Array, "1 h w a"], embedded: Float[Array, " time"]) -> Float[Array, "1 h w b"]:
+    def __call__(
+        self, h: Float[Array, "1 h w a"], embedded: Float[Array, " time"]
+    ) -> Float[Array, "1 h w b"]:
         h = nnx.silu(self.norm_first(self.first(h)) + self.t(embedded))
         return nnx.silu(self.norm_second(self.second(h)))
 
 
 class ResidualBlock(nnx.Module):
-    """Group norm, SiLU, convolution, twice; time scales and shifts in between; what came in is added at the end."""
+    """Group norm, SiLU, convolution, twice; time scales and shifts in between; what came in is
+    added at the end."""
 
     def __init__(self, wide_in: int, wide: int, time: int = 0, stride: int = 1, *, rngs: nnx.Rngs):
         self.norm_first, self.norm_second = _group_norm(wide_in, rngs), _group_norm(wide, rngs)
@@ -236,7 +266,8 @@ class ResidualBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    r"""Every pixel looks at every pixel: :math:`x + W\,\mathrm{softmax}(q k^T / \sqrt c)\,v`, one head; starts as x."""
+    r"""Every pixel looks at every pixel: :math:`x + W\,\mathrm{softmax}(q k^T / \sqrt c)\,v`, one
+    head; starts as x."""
 
     def __init__(self, wide: int, *, rngs: nnx.Rngs):
         self.norm = _group_norm(wide, rngs)
@@ -250,12 +281,16 @@ class Attention(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """ResNet's block: 1 × 1 to ``wide``, 3 × 3, 1 × 1 to ``4 wide``, each with batch norm; what came in is added."""
+    """ResNet's block: 1 × 1 to ``wide``, 3 × 3, 1 × 1 to ``4 wide``, each with batch norm; what
+    came in is added."""
 
     def __init__(self, wide_in: int, wide: int, stride: int = 1, *, rngs: nnx.Rngs):
         conv = partial(nnx.Conv, use_bias=False, rngs=rngs)
         self.reduce, self.norm_reduce = conv(wide_in, wide, (1, 1)), _batch_norm(wide, rngs)
-        self.middle, self.norm_middle = conv(wide, wide, (3, 3), strides=stride, padding=1), _batch_norm(wide, rngs)
+        self.middle, self.norm_middle = (
+            conv(wide, wide, (3, 3), strides=stride, padding=1),
+            _batch_norm(wide, rngs),
+        )
         self.expand, self.norm_expand = conv(wide, 4 * wide, (1, 1)), _batch_norm(4 * wide, rngs)
         same = wide_in == 4 * wide and stride == 1
         self.shortcut = None if same else conv(wide_in, 4 * wide, (1, 1), strides=stride)
@@ -269,11 +304,12 @@ class Bottleneck(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """A residual network ``x -> [outputs]`` logits; with several labels each logit is one label's own.
+    """A residual network ``x -> [outputs]`` logits; with several labels each logit is one label's
+    own.
 
-    The default is small and smooth (patches, group norm, SiLU), for Jacobians on a CPU; ``Classifier.resnet50`` is the
-    size of the paper's. ``channels`` and ``depths``: the width and the number of blocks of each stage; from the second
-    stage on each halves the resolution.
+    The default is small and smooth (patches, group norm, SiLU), for Jacobians on a CPU;
+    ``Classifier.resnet50`` is the size of the paper's. ``channels`` and ``depths``: the width and
+    the number of blocks of each stage; from the second stage on each halves the resolution.
 
     Raises ValueError when ``patch`` does not divide the image, or for an ``x`` of another shape.
     """
@@ -293,11 +329,15 @@ class Classifier(nnx.Module):
         if patch < 1 or self.shape[0] % patch or self.shape[1] % patch:
             raise ValueError(f"patch must divide the image's sides {self.shape[:2]}, got {patch}")
         if outputs < 1 or len(channels) != len(depths) or min(*channels, *depths) < 1:
-            raise ValueError(f"outputs, channels and depths must be positive, got {outputs}, {channels}, {depths}")
+            raise ValueError(
+                f"outputs, channels and depths must be positive, got {outputs}, {channels}, {depths}"
+            )
         self.patch, self.bottleneck = patch, bottleneck
         inner = patch**2 * _channels(self.shape)
         if bottleneck:
-            self.x_in = nnx.Conv(inner, channels[0], (7, 7), strides=2, padding=3, use_bias=False, rngs=rngs)
+            self.x_in = nnx.Conv(
+                inner, channels[0], (7, 7), strides=2, padding=3, use_bias=False, rngs=rngs
+            )
         else:
             self.x_in = nnx.Conv(inner, channels[0], (3, 3), rngs=rngs)
         blocks, below = [], channels[0]
@@ -314,13 +354,17 @@ class Classifier(nnx.Module):
     @classmethod
     def resnet50(cls, shape: Sequence[int], outputs: int, *, rngs: nnx.Rngs) -> "Classifier":
         """ResNet-50 with ``outputs`` logits: 23.5 M parameters and the last layer."""
-        return cls(shape, outputs, (64, 128, 256, 512), (3, 4, 6, 3), patch=1, bottleneck=True, rngs=rngs)
+        return cls(
+            shape, outputs, (64, 128, 256, 512), (3, 4, 6, 3), patch=1, bottleneck=True, rngs=rngs
+        )
 
     def __call__(self, x: Float[ArrayLike, "..."]) -> Float[Array, " outputs"]:
         _, x = _sample(0.0, x, self.shape)
         h = self.x_in(_image(x, self.patch))
         if self.bottleneck:
-            h = nnx.max_pool(nnx.relu(self.norm(h)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            h = nnx.max_pool(
+                nnx.relu(self.norm(h)), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+            )
         for block in self.blocks:
             h = block(h)
         if not self.bottleneck:
@@ -350,7 +394,8 @@ def pool(x: Float[Array, "1 h w c"], reduce: Callable) -> Float[Array, "1 i j c"
 
 
 def upsample(x: Float[Array, "1 h w c"]) -> Float[Array, "1 i j c"]:
-    """Twice the resolution, bilinear, corners on corners: a matrix for the rows and one for the columns."""
+    """Twice the resolution, bilinear, corners on corners: a matrix for the rows and one for the
+    columns."""
     rows, columns = (jnp.asarray(_doubling(n), dtype=x.dtype) for n in x.shape[1:3])
     return jnp.einsum("ih,jw,nhwc->nijc", rows, columns, x)
 
@@ -399,7 +444,9 @@ def _image(x: Array, patch: int) -> Array:
     return space_to_depth(x.reshape(1, *x.shape[:2], _channels(x.shape)), patch)
 
 
-def _sample(t: ArrayLike, x: ArrayLike, shape: tuple[int, ...] | None = None) -> tuple[Array, Array]:
+def _sample(
+    t: ArrayLike, x: ArrayLike, shape: tuple[int, ...] | None = None
+) -> tuple[Array, Array]:
     """``t`` and ``x`` checked, in the dtype of ``x``."""
     x = _check.as_float("x", x)
     if shape is not None:

@@ -5,8 +5,8 @@ For a Gaussian source :math:`N(m_0, \Sigma_0)` and any target law,
 .. math:: v(t, x) = \frac{E[x_1 \mid x_t = x] - x}{1 - t}, \qquad
           \nabla v(t, x) = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1} - \frac{I}{1-t}
 
-The target may be a Gaussian, a mixture, or a finite dataset, whose posterior is a softmax over its points. All three
-stay finite at :math:`t = 1`, where the formulas above read 0/0.
+The target may be a Gaussian, a mixture, or a finite dataset, whose posterior is a softmax over its
+points. All three stay finite at :math:`t = 1`, where the formulas above read 0/0.
 """
 
 from typing import NamedTuple
@@ -26,17 +26,21 @@ from cdelta.mixture import GaussianMixture
 
 @pytree
 class Empirical:
-    r"""A finite dataset as a law: :math:`\frac1n \sum_i N(y_i, h^2 I)`, with point masses at bandwidth :math:`h = 0`.
+    r"""A finite dataset as a law: :math:`\frac1n \sum_i N(y_i, h^2 I)`, with point masses at
+    bandwidth :math:`h = 0`.
 
-    ``Empirical(points [n, ...], bandwidth=0.0)``: points of any shape. Raises ValueError when there are none, one is
-    not finite, or the bandwidth is negative.
+    ``Empirical(points [n, ...], bandwidth=0.0)``: points of any shape. Raises ValueError when there
+    are none, one is not finite, or the bandwidth is negative.
     """
 
     points: Float[Array, "n ..."]
     bandwidth: Float[Array, ""]
 
     def __init__(self, points: ArrayLike, bandwidth: ArrayLike = 0.0):
-        points, bandwidth = _check.as_float("points", points), _check.as_float("bandwidth", bandwidth)
+        points, bandwidth = (
+            _check.as_float("points", points),
+            _check.as_float("bandwidth", bandwidth),
+        )
         if points.ndim < 2 or points.size == 0:
             raise ValueError(f"points must have shape (n, ...) with n >= 1, got {points.shape}")
         _check.finite("points", points)
@@ -68,7 +72,9 @@ class Empirical:
     def cov(self) -> Float[Array, "d d"]:
         """Covariance of the flattened points, widened by the bandwidth."""
         centred = self.flat - self.flat.mean(0)
-        return centred.T @ centred / len(centred) + self.bandwidth**2 * jnp.eye(self.dim, dtype=self.points.dtype)
+        return centred.T @ centred / len(centred) + self.bandwidth**2 * jnp.eye(
+            self.dim, dtype=self.points.dtype
+        )
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n ..."]:
         """``n`` independent draws: a point each, moved by the bandwidth's noise."""
@@ -80,11 +86,13 @@ class Empirical:
 Target = Gaussian | GaussianMixture | Empirical
 
 
-def mean(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) -> Float[Array, "..."]:
+def mean(
+    t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
+) -> Float[Array, "..."]:
     r"""Posterior mean :math:`E[x_1 \mid x_t = x]`, the denoiser (C5).
 
-    Shapes: ``x`` and the result as one point of the target. At :math:`t = 1` it is x. Raises ValueError when ``x``
-    does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` and the result as one point of the target. At :math:`t = 1` it is x. Raises
+    ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
@@ -95,21 +103,26 @@ def mean(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) 
     return parts.responsibilities @ _component_means(t, parts, target)
 
 
-def cov(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) -> Float[Array, "d d"]:
-    r"""Posterior covariance :math:`\operatorname{Cov}[x_1 \mid x_t = x]`, within the components and between them (C5).
+def cov(
+    t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
+) -> Float[Array, "d d"]:
+    r"""Posterior covariance :math:`\operatorname{Cov}[x_1 \mid x_t = x]`, within the components and
+    between them (C5).
 
     .. math:: \operatorname{Cov}[x_1 \mid x_t = x] = \sum_k \gamma_k \Bigl( (1-t)^2\, \Sigma_k S_k^{-1} \Sigma_0
               + (\hat\mu_k - \hat\mu)(\hat\mu_k - \hat\mu)^{\mathsf T} \Bigr)
 
-    with :math:`\hat\mu_k` the posterior mean given component k. On a dataset the components are the points.
+    with :math:`\hat\mu_k` the posterior mean given component k. On a dataset the components are the
+    points.
 
-    Shapes: ``x`` as one point of the target, the result ``[d, d]`` over flattened points. At :math:`t = 1` it is 0.
-    Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` as one point of the target, the result ``[d, d]`` over flattened points. At
+    :math:`t = 1` it is 0. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
         eye = jnp.eye(x.size, dtype=x.dtype)
-        shrink = (1 - t) ** 2 * post.times_source(post.solve(eye)).T  # (1-t)² S⁻¹Σ₀, by symmetry of both factors
+        # (1-t)² S⁻¹Σ₀, by symmetry of both factors
+        shrink = (1 - t) ** 2 * post.times_source(post.solve(eye)).T
         inner = shrink.T @ _weighted_cov(post.weights, target.flat) @ shrink
         return jnp.where(post.degenerate, 0.0, _symmetric(target.bandwidth**2 * shrink + inner))
     t, x, target = _closed(t, x, source, target)
@@ -119,32 +132,41 @@ def cov(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) -
     return _symmetric(jnp.einsum("k,kij->ij", parts.responsibilities, within) + between)
 
 
-def velocity(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) -> Float[Array, "..."]:
-    r"""Optimal velocity towards any target, :math:`v(t, x) = (E[x_1 \mid x_t = x] - x)/(1 - t)` (T3, T6, C5).
+def velocity(
+    t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
+) -> Float[Array, "..."]:
+    r"""Optimal velocity towards any target, :math:`v(t, x) = (E[x_1 \mid x_t = x] - x)/(1 - t)`
+    (T3, T6, C5).
 
-    Shapes: ``x`` and the result as one point of the target. At :math:`t = 1` it is :math:`x - m_0` (T12), which on a
-    dataset of bandwidth 0 is the value at the data points; elsewhere the velocity grows as :math:`1/(1-t)` without a
-    limit. Raises ValueError when ``x`` does not fit or ``t`` leaves [0, 1].
+    Shapes: ``x`` and the result as one point of the target. At :math:`t = 1` it is :math:`x - m_0`
+    (T12), which on a dataset of bandwidth 0 is the value at the data points; elsewhere the velocity
+    grows as :math:`1/(1-t)` without a limit. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
-        moved = post.centre - source.mean + post.times_rate(post.solve(post.offset - t * post.centre))
+        moved = (
+            post.centre - source.mean + post.times_rate(post.solve(post.offset - t * post.centre))
+        )
         return jnp.where(post.degenerate, x.ravel() - source.mean, moved).reshape(x.shape)
     if isinstance(target, Gaussian):
         return _gaussian.velocity(t, x, source, target)
     return mixture.velocity(t, x, source, target)
 
 
-def velocity_jacobian(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target) -> Float[Array, "d d"]:
+def velocity_jacobian(
+    t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
+) -> Float[Array, "d d"]:
     r"""Jacobian of the velocity: the posterior covariance, up to an affine map (C5).
 
     .. math:: \nabla v(t, x) = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1} - \frac{I}{1-t}
 
-    evaluated without the cancellation at :math:`t \to 1`; for a dataset of bandwidth h, with weighted covariance
-    :math:`C_w` of the points, it is :math:`(t h^2 I - (1-t)\Sigma_0) S^{-1} + t(1-t)\,\Sigma_0 S^{-1} C_w S^{-1}`.
+    evaluated without the cancellation at :math:`t \to 1`; for a dataset of bandwidth h, with
+    weighted covariance :math:`C_w` of the points, it is
+    :math:`(t h^2 I - (1-t)\Sigma_0) S^{-1} + t(1-t)\,\Sigma_0 S^{-1} C_w S^{-1}`.
 
-    Shapes: ``x`` as one point of the target, the result ``[d, d]`` over flattened points. Raises ValueError as
-    :func:`velocity` does.
+    Shapes: ``x`` as one point of the target, the result ``[d, d]`` over flattened points. Raises
+    ValueError as :func:`velocity` does.
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
@@ -159,14 +181,20 @@ def velocity_jacobian(t: Time, x: Float[ArrayLike, "..."], source: Gaussian, tar
 
 
 def velocity_jvp(
-    t: Time, x: Float[ArrayLike, "..."], tangent: Float[ArrayLike, "..."], source: Gaussian, target: Target
+    t: Time,
+    x: Float[ArrayLike, "..."],
+    tangent: Float[ArrayLike, "..."],
+    source: Gaussian,
+    target: Target,
 ) -> Float[Array, "..."]:
     r"""Product of :func:`velocity_jacobian` with a vector, without the d×d matrix (C5).
 
     On a dataset it costs four products with the points: two for the weights and the mean, two for
-    :math:`C_w S^{-1} p = \sum_i w_i\,(z_i - \bar z)\,y_i` with :math:`z_i = y_i^{\mathsf T} S^{-1} p`.
+    :math:`C_w S^{-1} p = \sum_i w_i\,(z_i - \bar z)\,y_i` with
+    :math:`z_i = y_i^{\mathsf T} S^{-1} p`.
 
-    Shapes: ``x``, ``tangent`` and the result as one point of the target. Raises ValueError as :func:`velocity` does.
+    Shapes: ``x``, ``tangent`` and the result as one point of the target. Raises ValueError as
+    :func:`velocity` does.
     """
     if isinstance(target, Empirical):
         tangent = _check.as_float("tangent", tangent)
@@ -183,7 +211,8 @@ def velocity_jvp(
 
 
 class _Softmax(NamedTuple):
-    """A dataset's posterior at one (t, x). Covariances are matrices, or scalars for multiples of the identity."""
+    """A dataset's posterior at one (t, x). Covariances are matrices, or scalars for multiples of
+    the identity."""
 
     weights: Array  # [n], posterior of the index
     centre: Array  # [d], weighted mean of the points
@@ -207,12 +236,15 @@ def _softmax(t, x, source, target):
     """Checked ``t`` and ``x``, and the posterior over the points.
 
     Logits are taken relative to the data's mean c: with e = y - c and u = x - (1-t)m₀ - tc they are
-    t e·S⁻¹u - t² e·S⁻¹e / 2, and only the first term needs x. Rounding is then that of the small u, not of x.
+    t e·S⁻¹u - t² e·S⁻¹e / 2, and only the first term needs x. Rounding is then that of the small u,
+    not of x.
     """
     if not isinstance(source, Gaussian):
         raise ValueError(f"source must be a cdelta.Gaussian, got {type(source).__name__}")
     if source.dim != target.dim:
-        raise ValueError(f"source and target must agree in dimension, got {source.dim} and {target.dim}")
+        raise ValueError(
+            f"source and target must agree in dimension, got {source.dim} and {target.dim}"
+        )
     x = _check.as_float("x", x)
     _check.shape("x", x, target.shape, " to fit the points of target")
     dtype = jnp.result_type(source.mean, target.points, x)
@@ -225,9 +257,15 @@ def _softmax(t, x, source, target):
     offset = x.ravel() - (1 - t) * source.mean
     middle = points.mean(0)
     solved = _solve(marginal, offset - t * middle)
-    weights = jax.nn.softmax(t * (points @ solved) - 0.5 * t**2 * _squares(marginal, points - middle))
+    weights = jax.nn.softmax(
+        t * (points @ solved) - 0.5 * t**2 * _squares(marginal, points - middle)
+    )
     rate = t * h2 * eye - (1 - t) * source.covariance
-    return t, x, _Softmax(weights, weights @ points, offset, marginal, source.covariance, rate, degenerate)
+    return (
+        t,
+        x,
+        _Softmax(weights, weights @ points, offset, marginal, source.covariance, rate, degenerate),
+    )
 
 
 def _solve(matrix, rhs):
@@ -235,7 +273,8 @@ def _solve(matrix, rhs):
 
 
 def _squares(matrix, points):
-    """Squared norms y·S⁻¹y of the points, [n]; nothing larger than the data, also for a batch of scalar S."""
+    """Squared norms y·S⁻¹y of the points, [n]; nothing larger than the data, also for a batch of
+    scalar S."""
     if matrix.ndim == 0:
         return (points**2).sum(1) / matrix
     return (points * _solve(matrix, points.T).T).sum(1)
@@ -257,9 +296,13 @@ def _symmetric(matrix):
 def _closed(t, x, source, target):
     """Checked ``t`` and ``x``, and a Gaussian target as a mixture of one."""
     if isinstance(target, Gaussian):
-        target = unchecked(GaussianMixture, jnp.ones(1, target.mean.dtype), target.mean[None], target.cov[None])
+        target = unchecked(
+            GaussianMixture, jnp.ones(1, target.mean.dtype), target.mean[None], target.cov[None]
+        )
     elif not isinstance(target, GaussianMixture):
-        raise ValueError(f"target must be a Gaussian, GaussianMixture or Empirical, got {type(target).__name__}")
+        raise ValueError(
+            f"target must be a Gaussian, GaussianMixture or Empirical, got {type(target).__name__}"
+        )
     return *mixture._inputs(t, source, target, x=x), target
 
 

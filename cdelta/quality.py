@@ -1,4 +1,5 @@
-"""How good generated samples are: a distance between two sets of samples, and how near each is to the training data."""
+"""How good generated samples are: a distance between two sets of samples, and how near each is to
+the training data."""
 
 from typing import NamedTuple
 
@@ -18,30 +19,39 @@ class Distance(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """For each sample, the Euclidean distance to its nearest row of the data, and that row's index."""
+    """For each sample, the Euclidean distance to its nearest row of the data, and that row's
+    index."""
 
     distances: Float[np.ndarray, " n"]
     indices: Int[np.ndarray, " n"]
 
 
 def sliced_wasserstein(
-    x: Float[ArrayLike, "n ..."], y: Float[ArrayLike, "m ..."], key: PRNGKeyArray, directions: int = 512
+    x: Float[ArrayLike, "n ..."],
+    y: Float[ArrayLike, "m ..."],
+    key: PRNGKeyArray,
+    directions: int = 512,
 ) -> Distance:
-    r"""Sliced Wasserstein distance of two sets of samples,
-    :math:`\bigl(E_\theta\, W_2^2(\theta^{\mathsf T} x, \theta^{\mathsf T} y)\bigr)^{1/2}`, θ uniform on the sphere.
+    r"""Sliced Wasserstein distance of two sets of samples, :math:`\bigl(E_\theta\,
+    W_2^2(\theta^{\mathsf T} x, \theta^{\mathsf T} y)\bigr)^{1/2}`, θ uniform on the sphere.
 
-    In one dimension :math:`W_2^2` is the integral of the squared difference of the two quantile functions; it is exact
-    here for sets of any two sizes. Two finite sets from one law are not at distance 0: compare with the distance
-    between two sets of real samples of those sizes.
+    In one dimension :math:`W_2^2` is the integral of the squared difference of the two quantile
+    functions; it is exact here for sets of any two sizes. Two finite sets from one law are not at
+    distance 0: compare with the distance between two sets of real samples of those sizes.
 
-    Raises ValueError for empty sets, samples of different shapes, values that are not finite, or ``directions`` < 2.
+    Raises ValueError for empty sets, samples of different shapes, values that are not finite, or
+    ``directions`` < 2.
     """
     x, y = _rows("x", x), _rows("y", y)
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"x and y must hold samples of one shape, got {x.shape} and {y.shape} (flattened)")
+        raise ValueError(
+            f"x and y must hold samples of one shape, got {x.shape} and {y.shape} (flattened)"
+        )
     if directions < 2:
         raise ValueError(f"directions must be at least 2, got {directions}")
-    squared = np.asarray(_squared_slices(x, y, jax.random.normal(key, (x.shape[1], directions), x.dtype)), np.float64)
+    squared = np.asarray(
+        _squared_slices(x, y, jax.random.normal(key, (x.shape[1], directions), x.dtype)), np.float64
+    )
     value = np.sqrt(squared.mean())
     stderr = squared.std(ddof=1) / np.sqrt(directions) / (2 * value) if value > 0 else 0.0
     return Distance(float(value), float(stderr))
@@ -52,31 +62,44 @@ def _squared_slices(x: Array, y: Array, theta: Array) -> Array:
     theta = theta / jnp.linalg.norm(theta, axis=0)
     n, m = len(x), len(y)
     # both quantile functions are constant between neighbouring multiples of 1/n and 1/m
-    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)  # in units of 1/(n m), so that none is rounded
+    # in units of 1/(n m), so that none is rounded
+    ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     weights = np.diff(ends, prepend=0) / (n * m)
     at_x, at_y = (jnp.sort(z @ theta, axis=0)[(ends - 1) // unit] for z, unit in ((x, m), (y, n)))
     return jnp.asarray(weights, x.dtype) @ (at_x - at_y) ** 2
 
 
-def nearest(x: Float[ArrayLike, "n ..."], data: Float[ArrayLike, "m ..."], batch: int = 256) -> Neighbours:
-    """The nearest row of ``data`` for each sample of ``x``, in batches of ``batch`` samples (``batch`` × m numbers).
+def nearest(
+    x: Float[ArrayLike, "n ..."], data: Float[ArrayLike, "m ..."], batch: int = 256
+) -> Neighbours:
+    """The nearest row of ``data`` for each sample of ``x``, in batches of ``batch`` samples
+    (``batch`` × m numbers).
 
-    A generator that memorises puts its samples much nearer to its training data than held-out samples lie to them.
+    A generator that memorises puts its samples much nearer to its training data than held-out
+    samples lie to them.
 
     Raises ValueError for empty sets, samples of different shapes, or values that are not finite.
     """
     x, data = _rows("x", x), _rows("data", data)
     if x.shape[1:] != data.shape[1:]:
-        raise ValueError(f"x and data must hold samples of one shape, got {x.shape} and {data.shape} (flattened)")
+        raise ValueError(
+            f"x and data must hold samples of one shape, got {x.shape} and {data.shape} (flattened)"
+        )
     if batch < 1:
         raise ValueError(f"batch must be positive, got {batch}")
     parts = [_nearest(x[i : i + batch], data) for i in range(0, len(x), batch)]
-    return Neighbours(*(np.concatenate([np.asarray(part) for part in column]) for column in zip(*parts, strict=True)))
+    return Neighbours(
+        *(
+            np.concatenate([np.asarray(part) for part in column])
+            for column in zip(*parts, strict=True)
+        )
+    )
 
 
 @jax.jit
 def _nearest(x: Array, data: Array) -> tuple[Array, Array]:
-    # |x - y|² = |x|² + |y|² - 2 x·y finds the row; the distance is then taken from the difference, free of cancellation
+    # |x - y|² = |x|² + |y|² - 2 x·y finds the row; the distance is then taken from the difference,
+    # free of cancellation
     indices = jnp.argmin((data**2).sum(1) - 2 * jnp.matmul(x, data.T, precision="highest"), axis=1)
     return jnp.linalg.norm(x - data[indices], axis=1), indices
 
@@ -84,6 +107,8 @@ def _nearest(x: Array, data: Array) -> tuple[Array, Array]:
 def _rows(name: str, samples: ArrayLike) -> Array:
     samples = _check.as_float(name, samples)
     if samples.ndim < 2 or samples.size == 0:
-        raise ValueError(f"{name} must hold samples along its first axis, got shape {samples.shape}")
+        raise ValueError(
+            f"{name} must hold samples along its first axis, got shape {samples.shape}"
+        )
     _check.finite(name, samples)
     return samples.reshape(len(samples), -1)

@@ -1,4 +1,5 @@
-"""Shapes and types of every call into cdelta are checked during the tests, and theory runs in float64."""
+"""Shapes and types of every call into cdelta are checked during the tests, and theory runs in
+float64."""
 
 import os
 from collections.abc import Iterator
@@ -6,9 +7,11 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-# Thousands of programs are compiled here and run once or twice: compiled fast (no optimization by LLVM, and the older
-# of two ways to write a fused kernel), not to run fast.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# Thousands of programs are compiled here and run once or twice: compiled fast (no optimization by
+# LLVM, and the older of two ways to write a fused kernel), not to run fast.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # Before cdelta is imported for the first time: each annotation becomes a check.
 jaxtyping.install_import_hook("cdelta", "beartype.beartype")
@@ -22,7 +25,8 @@ for _name in ("CDELTA_LEDGER", "CDELTA_CLAIMS"):
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without the annotations' checks, so that a test of bad input meets cdelta's own refusal, as a user would."""
+    """Without the annotations' checks, so that a test of bad input meets cdelta's own refusal, as a
+    user would."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -21,7 +21,9 @@ def mixture(key, d, components=3):
     key_weights, key_means, key_covs = jax.random.split(key, 3)
     weights = jax.random.dirichlet(key_weights, 2 * jnp.ones(components))
     means = 1.5 * jax.random.normal(key_means, (components, d))
-    return GaussianMixture(weights, means, jax.vmap(lambda k: spd(k, d))(jax.random.split(key_covs, components)))
+    return GaussianMixture(
+        weights, means, jax.vmap(lambda k: spd(k, d))(jax.random.split(key_covs, components))
+    )
 
 
 def pair(seed, d):

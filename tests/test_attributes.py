@@ -56,7 +56,9 @@ def test_moments_of_a_turned_bar(angle):
 @pytest.mark.parametrize("shear", [-0.5, 0.3])
 def test_a_shear_adds_to_the_slant_and_leaves_the_height(shear):
     cov, move = rotated(1.2, 4.5, 2.5), np.array([[1.0, shear], [0.0, 1.0]])
-    before, after = (attributes.digit(draw(bump(np.zeros(2), c, 80))) for c in (cov, move @ cov @ move.T))
+    before, after = (
+        attributes.digit(draw(bump(np.zeros(2), c, 80))) for c in (cov, move @ cov @ move.T)
+    )
     assert abs(float(after[INDEX["slant"]] - before[INDEX["slant"]]) - shear) < 1e-10
     assert abs(float(after[INDEX["height"]] - before[INDEX["height"]])) < 1e-10
 
@@ -72,7 +74,10 @@ def test_a_shift_moves_the_centre_alone():
     rng = np.random.default_rng(0)
     ink = np.zeros((30, 30))
     ink[8:20, 9:19] = rng.uniform(size=(12, 10))
-    before, after = attributes.digit(draw(ink)), attributes.digit(draw(np.roll(ink, (-3, 4), (0, 1))))
+    before, after = (
+        attributes.digit(draw(ink)),
+        attributes.digit(draw(np.roll(ink, (-3, 4), (0, 1)))),
+    )
     change = np.zeros(len(attributes.NAMES))
     change[INDEX["x"]], change[INDEX["y"]] = 4, 3
     np.testing.assert_allclose(after - before, change, atol=1e-12)
@@ -88,7 +93,8 @@ def test_paler_ink_keeps_the_shape():
 
 
 def test_balance_of_a_wedge():
-    # a right triangle, its right angle below: density falling linearly over its height has skewness 2√2/5
+    # a right triangle, its right angle below: density falling linearly over its height has skewness
+    # 2√2/5
     ink = area_drawn(lambda x, y: (x > -20) & (y > -20) & (x + y < 0), fine=4)
     assert abs(float(attributes.balance(draw(ink))) - 2 * np.sqrt(2) / 5) < 5e-3
     assert abs(float(attributes.balance(draw(ink[::-1]))) + 2 * np.sqrt(2) / 5) < 5e-3
@@ -104,7 +110,8 @@ def test_thickness_of_a_bar_of_whole_pixels(breadth, length):
     assert abs(float(attributes.thickness(draw(ink))) - 2 * breadth * length / edges) < 1e-12
     assert abs(float(attributes.thickness(draw(ink.T))) - 2 * breadth * length / edges) < 1e-12
     ideal = breadth / (1 + breadth / length)
-    assert abs(float(attributes.thickness(draw(ink))) / ideal - 1) < 0.12  # what the rounded corners save
+    # what the rounded corners save
+    assert abs(float(attributes.thickness(draw(ink))) / ideal - 1) < 0.12
 
 
 @pytest.mark.parametrize("breadth", [2.0, 3.0, 5.0])
@@ -119,28 +126,35 @@ def test_thickness_does_not_depend_on_the_direction_of_a_stroke(angle):
         along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
         return (np.abs(along) < 18) & (np.abs(across) < 1.5)
 
-    assert abs(float(attributes.thickness(draw(area_drawn(inside)))) / (3 / (1 + 3 / 36)) - 1) < 0.03
+    assert (
+        abs(float(attributes.thickness(draw(area_drawn(inside)))) / (3 / (1 + 3 / 36)) - 1) < 0.03
+    )
 
 
 def test_thickness_of_a_disc_and_of_a_soft_stroke():
     disc = area_drawn(lambda x, y: np.hypot(x, y) < 9)
     assert abs(float(attributes.thickness(draw(disc))) / 9 - 1) < 0.02
-    # a closed stroke whose profile is a normal density's: its area is √(2π) s for one of length, its edges' step is 1
+    # a closed stroke whose profile is a normal density's: its area is √(2π) s for one of length,
+    # its edges' step is 1
     x, y = places()
     soft = np.exp(-((np.hypot(x, y) - 12) ** 2) / (2 * 1.5**2))
-    assert abs(float(attributes.thickness(draw(soft))) / (np.sqrt(2 * np.pi) * 1.5) - 1) < 0.1  # its feet are no edge
+    # its feet are no edge
+    assert abs(float(attributes.thickness(draw(soft))) / (np.sqrt(2 * np.pi) * 1.5) - 1) < 0.1
 
 
 def test_strokes_at_the_border_have_an_edge_there():
     inner, outer = np.zeros((20, 20)), np.zeros((20, 20))
     inner[5:15, 4:7], outer[5:15, :3] = 1, 1
-    np.testing.assert_allclose(attributes.thickness(draw(inner)), attributes.thickness(draw(outer)), rtol=1e-12)
+    np.testing.assert_allclose(
+        attributes.thickness(draw(inner)), attributes.thickness(draw(outer)), rtol=1e-12
+    )
 
 
 def random_image(dtype=np.float64):
     rng = np.random.default_rng(3)
     return draw(
-        area_drawn(lambda x, y: np.abs(np.hypot(x, 0.8 * y) - 8) < 2, 28) + 0.05 * rng.normal(size=(28, 28))
+        area_drawn(lambda x, y: np.abs(np.hypot(x, 0.8 * y) - 8) < 2, 28)
+        + 0.05 * rng.normal(size=(28, 28))
     ).astype(dtype)
 
 
@@ -164,7 +178,11 @@ def test_names_functions_and_vector_agree():
     image = random_image()
     vector = attributes.digit(image)
     x, y = attributes.centre(image)
-    single = {name: getattr(attributes, name)(image) for name in attributes.NAMES if name not in ("x", "y")}
+    single = {
+        name: getattr(attributes, name)(image)
+        for name in attributes.NAMES
+        if name not in ("x", "y")
+    }
     for name, value in {**single, "x": x, "y": y}.items():
         np.testing.assert_allclose(vector[INDEX[name]], value, rtol=1e-12)
 
@@ -172,7 +190,9 @@ def test_names_functions_and_vector_agree():
 def test_jit_vmap_and_single_precision():
     images = np.stack([random_image(), random_image()[:, ::-1]])
     both = jax.jit(jax.vmap(attributes.digit))(images)
-    np.testing.assert_allclose(both, [attributes.digit(image) for image in images], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        both, [attributes.digit(image) for image in images], rtol=1e-10, atol=1e-12
+    )
     single = attributes.digit(images[0].astype(np.float32))
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, both[0], rtol=1e-5, atol=1e-4)

@@ -1,4 +1,5 @@
-"""Structural models against sums over paths, Monte Carlo, Gaussian conditioning and autodiff; C6 and C7."""
+"""Structural models against sums over paths, Monte Carlo, Gaussian conditioning and autodiff; C6
+and C7."""
 
 import functools
 import itertools
@@ -16,7 +17,8 @@ FIRST, SECOND, THIRD = 0, 1, 2  # the i, j and k of C6
 
 
 def random_scm(seed, n):
-    """A dense graph on shuffled features, so that the causal order is not the order of the indices."""
+    """A dense graph on shuffled features, so that the causal order is not the order of the
+    indices."""
     rng = np.random.default_rng(seed)
     place = rng.permutation(n)
     weights = np.tril(rng.normal(size=(n, n)), -1)[np.ix_(place, place)]
@@ -32,10 +34,12 @@ def partial_correlation(cov, held):
 def correlation(x, y):
     """Of samples, with its z-score against no correlation (robust: no normality assumed)."""
     products = (x - x.mean()) * (y - y.mean())
-    return products.mean() / (x.std() * y.std()), products.mean() / (products.std() / np.sqrt(len(products)))
+    return products.mean() / (x.std() * y.std()), products.mean() / (
+        products.std() / np.sqrt(len(products))
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------- linear
+# ------------------------------------------------------------------------------------------- linear
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -45,7 +49,9 @@ def test_total_effects_are_sums_over_paths(n):
     paths = np.eye(n)
     for length in range(1, n):
         for path in itertools.permutations(range(n), length + 1):  # cause first
-            paths[path[-1], path[0]] += np.prod([weights[i, j] for j, i in itertools.pairwise(path)])
+            paths[path[-1], path[0]] += np.prod(
+                [weights[i, j] for j, i in itertools.pairwise(path)]
+            )
     np.testing.assert_allclose(model.total_effects, paths, atol=1e-12)
 
 
@@ -90,14 +96,20 @@ def test_do_is_the_surgery_on_the_graph():
     noise = np.asarray(jax.random.normal(jax.random.key(1), (n, 4)))
     x = np.zeros((n, 4))
     for i in model.order:
-        x[:, i] = model.shift[i] + x @ np.asarray(model.weights)[i] + np.asarray(model.noise)[i] * noise[:, i]
+        x[:, i] = (
+            model.shift[i]
+            + x @ np.asarray(model.weights)[i]
+            + np.asarray(model.noise)[i] * noise[:, i]
+        )
         if i == target:
             x[:, i] = 1.7
     np.testing.assert_allclose(jax.vmap(done)(noise), x, atol=1e-12)
     assert np.abs((x.mean(0) - done.mean) / np.maximum(x.std(0) / np.sqrt(n), 1e-12)).max() < 4
     np.testing.assert_allclose(done.cov[target], 0, atol=0)
     earlier = [model.order[0]]
-    np.testing.assert_allclose(done.cov[np.ix_(earlier, earlier)], model.cov[np.ix_(earlier, earlier)], rtol=1e-14)
+    np.testing.assert_allclose(
+        done.cov[np.ix_(earlier, earlier)], model.cov[np.ix_(earlier, earlier)], rtol=1e-14
+    )
     # the effect of an intervention is the derivative of the mean in its value
     effect = jax.jacfwd(lambda value: model.do(target, value).mean)(0.3)
     np.testing.assert_allclose(effect, model.total_effects[:, target], atol=1e-13)
@@ -120,7 +132,7 @@ def test_counterfactual_keeps_the_noises():
     np.testing.assert_allclose(model.counterfactual(x, target, x[target]), x, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------------------- C6
+# ----------------------------------------------------------------------------------------------- C6
 
 
 @pytest.mark.parametrize("graph", [causal.common_cause, causal.mediator])
@@ -135,7 +147,9 @@ def test_a_direct_effect_survives_holding_the_mediator():
     model = causal.mediator(0.9, 0.5, direct=0.4)
     # the regression coefficient of j on i and k is the direct effect
     both = np.asarray(model.cov)[np.ix_([FIRST, THIRD], [FIRST, THIRD])]
-    np.testing.assert_allclose(np.linalg.solve(both, np.asarray(model.cov)[[FIRST, THIRD], SECOND])[0], 0.4, atol=1e-13)
+    np.testing.assert_allclose(
+        np.linalg.solve(both, np.asarray(model.cov)[[FIRST, THIRD], SECOND])[0], 0.4, atol=1e-13
+    )
 
 
 def test_holding_a_collider_makes_a_correlation_and_do_does_not():
@@ -160,7 +174,8 @@ def test_what_samples_show(graph, seen, held, set_):
     """Correlation of i and j: as seen; with k in a narrow band (no formula); with k set."""
     model, n = graph(), 400_000
     x = np.asarray(model.sample(jax.random.key(3), n))
-    band = x[np.abs(x[:, THIRD] - 0.5) < 0.05]  # so narrow that k's spread in it correlates i and j by less than 1e-3
+    # so narrow that k's spread in it correlates i and j by less than 1e-3
+    band = x[np.abs(x[:, THIRD] - 0.5) < 0.05]
     done = np.asarray(model.do(THIRD, 0.5).sample(jax.random.key(4), len(band)))
     for rows, dependent in ((x, seen), (band, held), (done, set_)):
         r, z = correlation(rows[:, FIRST], rows[:, SECOND])
@@ -171,16 +186,22 @@ def test_what_samples_show(graph, seen, held, set_):
 
 
 def test_a_mediator_and_a_common_cause_can_have_one_law():
-    """Nothing observed tells them apart: a mediator whose first feature has the variance that the other graph gives."""
+    """Nothing observed tells them apart: a mediator whose first feature has the variance that the
+    other graph gives."""
     fork = causal.common_cause(0.8, 0.6)
     back = 0.8 / (0.8**2 + 1)  # regression of k on i
-    chain = causal.mediator(back, 0.6, noise=jnp.array([np.sqrt(0.8**2 + 1), 1.0, np.sqrt(1 - 0.8 * back)]))
+    chain = causal.mediator(
+        back, 0.6, noise=jnp.array([np.sqrt(0.8**2 + 1), 1.0, np.sqrt(1 - 0.8 * back)])
+    )
     np.testing.assert_allclose(chain.cov, fork.cov, atol=1e-14)
     # an intervention on i does
-    assert fork.do(FIRST, 1.0).mean[SECOND] == 0 and abs(chain.do(FIRST, 1.0).mean[SECOND] - back * 0.6) < 1e-14
+    assert (
+        fork.do(FIRST, 1.0).mean[SECOND] == 0
+        and abs(chain.do(FIRST, 1.0).mean[SECOND] - back * 0.6) < 1e-14
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ nonlinear
+# ---------------------------------------------------------------------------------------- nonlinear
 
 
 def curved():
@@ -205,7 +226,9 @@ def by_hand(noise):
 def test_equations_one_after_the_other():
     model = curved()
     noise = np.asarray(jax.random.normal(jax.random.key(5), (6, 4)))
-    np.testing.assert_allclose(jax.jit(jax.vmap(model))(noise), [by_hand(row) for row in noise], atol=1e-13)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(model))(noise), [by_hand(row) for row in noise], atol=1e-13
+    )
     assert model.names == ("z", "a", "b", "c") and model.order == (0, 1, 2, 3)
     same = model.sample(jax.random.key(6), 4)
     np.testing.assert_array_equal(same, model.sample(jax.random.key(6), 4))
@@ -214,7 +237,9 @@ def test_equations_one_after_the_other():
 def test_jacobian_is_the_limit_of_differences():
     model, h = curved(), 1e-6
     noise = np.array([0.4, -1.2, 0.7, 1.5])
-    differences = np.stack([(by_hand(noise + h * e) - by_hand(noise - h * e)) / (2 * h) for e in np.eye(4)], 1)
+    differences = np.stack(
+        [(by_hand(noise + h * e) - by_hand(noise - h * e)) / (2 * h) for e in np.eye(4)], 1
+    )
     jacobian = model.jacobian(noise)
     np.testing.assert_allclose(jacobian, differences, atol=1e-8)
     np.testing.assert_array_equal(jnp.triu(jacobian, 1), 0)
@@ -270,7 +295,7 @@ def test_both_kinds_of_model_agree():
     np.testing.assert_allclose(curved.noises(x[order]), linear.noises(x)[order], atol=1e-13)
 
 
-# ------------------------------------------------------------------------------------------------------------------- C7
+# ----------------------------------------------------------------------------------------------- C7
 
 
 def test_local_effects_are_the_cholesky_factor():
@@ -305,7 +330,8 @@ def test_following_a_direction_moves_a_feature_and_what_comes_after_it():
     moved = jax.jvp(model, (noise,), (directions[1],))[1]
     np.testing.assert_allclose(moved, lower[:, 1], atol=1e-13)
     assert moved[0] == 0 and moved[1] > 0
-    # as the counterfactual says: the derivative under do(a), from abduction and not from the Jacobian
+    # as the counterfactual says: the derivative under do(a), from abduction and not from the
+    # Jacobian
     x = model(noise)
     effect = jax.jacfwd(lambda value: model.counterfactual(x, 1, value))(x[1])
     np.testing.assert_allclose(lower[:, 1] / lower[1, 1], effect, atol=1e-10)
@@ -314,19 +340,27 @@ def test_following_a_direction_moves_a_feature_and_what_comes_after_it():
 def test_local_effects_of_some_features_batched_and_in_single_precision():
     rows = jax.random.normal(jax.random.key(8), (6, 5, 20), jnp.float32)
     each = [causal.local_effects(row, [3, 1]) for row in rows]
-    lower, directions = jax.jit(jax.vmap(functools.partial(causal.local_effects, order=[3, 1])))(rows)
+    lower, directions = jax.jit(jax.vmap(functools.partial(causal.local_effects, order=[3, 1])))(
+        rows
+    )
     assert lower.shape == (6, 2, 2) and directions.dtype == jnp.float32
     np.testing.assert_allclose(lower, [pair[0] for pair in each], atol=3e-6)
-    np.testing.assert_allclose(jnp.einsum("bkl,blx->bkx", lower, directions), rows[:, [3, 1]], atol=3e-6)
+    np.testing.assert_allclose(
+        jnp.einsum("bkl,blx->bkx", lower, directions), rows[:, [3, 1]], atol=3e-6
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- refusals
+# ----------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(
     ("weights", "noise", "message"),
     [
-        ([[0, 1], [1, 0]], [1, 1], r"acyclic, got a cycle among features \[0, 1\]|acyclic.*\[1, 0\]"),
+        (
+            [[0, 1], [1, 0]],
+            [1, 1],
+            r"acyclic, got a cycle among features \[0, 1\]|acyclic.*\[1, 0\]",
+        ),
         ([[0, 0, 1], [1, 0, 0], [0, 1, 0]], [1, 1, 1], r"acyclic.*\[(0, 1, 2|1, 2, 0|2, 0, 1)\]"),
         ([[0, 0], [0, 0.5]], [1, 1], r"acyclic.*\[1\]"),
         ([[0, 1]], [1], r"square.*\(1, 2\)"),
@@ -384,7 +418,11 @@ def test_nonlinear_models_refused(unchecked):
         (np.eye(3), [0, 3], r"order must hold feature indices in 0..2, got 3"),
         (np.eye(3), [-1, 0], r"order must hold"),
         (np.eye(3), [], "each feature once"),
-        (np.ones((3, 2)) + np.eye(3, 2), [0, 1, 2], "outnumber the latent's dimensions, got 3 of 2"),
+        (
+            np.ones((3, 2)) + np.eye(3, 2),
+            [0, 1, 2],
+            "outnumber the latent's dimensions, got 3 of 2",
+        ),
         ([[1.0, 0, 0], [2, 0, 0]], [0, 1], r"independent; feature 1 adds nothing"),
         ([[1.0, 0, 0], [0, 0, 0]], [1, 0], r"independent; feature 1 adds nothing"),
         (np.ones(3), [0], r"rows must have shape"),

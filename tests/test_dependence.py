@@ -1,4 +1,5 @@
-"""Estimators against Hermite expansions, quadrature and Schur complements; error bars against independent repeats."""
+"""Estimators against Hermite expansions, quadrature and Schur complements; error bars against
+independent repeats."""
 
 import itertools
 
@@ -10,18 +11,29 @@ import scipy.stats
 
 import cdelta
 from cdelta import dependence, gaussian, jacobian
-from cdelta.dependence import feature_covariance, filtered_moment, held_moment, sample_moment, wiggle_moment
+from cdelta.dependence import (
+    feature_covariance,
+    filtered_moment,
+    held_moment,
+    sample_moment,
+    wiggle_moment,
+)
 from tests import laws
 
 KEY = jax.random.key(0)
 
-# Features with a known Hermite expansion: f_i = sum_n a[n, i] He_n(u_i . x) with unit vectors u_i, so that
-# E[He_n(u.x) He_m(v.x)] = [n = m] n! (u.v)^n gives every moment in closed form.
+# Features with a known Hermite expansion: f_i = sum_n a[n, i] He_n(u_i . x) with unit vectors u_i,
+# so that E[He_n(u.x) He_m(v.x)] = [n = m] n! (u.v)^n gives every moment in closed form.
 U = np.array(jax.random.normal(jax.random.key(1), (3, 4)))
 U /= np.linalg.norm(U, axis=1, keepdims=True)
 A = np.array([[1.0, -0.8, 0.5], [0.3, 0.4, -0.5], [0.1, 0.0, 0.15]])  # orders 1, 2, 3
 FACTORIALS = np.array([1.0, 2.0, 6.0])
-COMPONENTS = FACTORIALS[:, None, None] * A[:, :, None] * A[:, None, :] * (U @ U.T) ** np.array([1, 2, 3])[:, None, None]
+COMPONENTS = (
+    FACTORIALS[:, None, None]
+    * A[:, :, None]
+    * A[:, None, :]
+    * (U @ U.T) ** np.array([1, 2, 3])[:, None, None]
+)
 COVARIANCE = COMPONENTS.sum(0)
 WIGGLE = (np.array([1, 2, 3])[:, None, None] * COMPONENTS).sum(0)
 
@@ -83,7 +95,14 @@ def test_a_linear_map_is_exact_and_its_partial_moment_is_the_held_one():
         rest = U - U @ np.linalg.pinv(U[np.atleast_1d(held)]) @ U[np.atleast_1d(held)]
         for weighting, method in itertools.product(("inverse_norm", "uniform"), ("rows", "jvp")):
             found = held_moment(
-                linear, KEY, (4,), 50, held, weighting, method=method, probes=4 if method == "jvp" else 1
+                linear,
+                KEY,
+                (4,),
+                50,
+                held,
+                weighting,
+                method=method,
+                probes=4 if method == "jvp" else 1,
             )
             np.testing.assert_allclose(found.matrix, rest @ rest.T, atol=1e-13)
         partial = moment.partial(held)
@@ -99,7 +118,9 @@ def test_wiggles_of_a_gaussian_flow_recover_its_covariance():
         moment = estimator(flow, KEY, (3,), 10)
         np.testing.assert_allclose(moment.matrix, target.cov, rtol=1e-6)
         sd = np.sqrt(np.diagonal(target.cov))
-        np.testing.assert_allclose(moment.correlation, target.cov / np.outer(sd, sd), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            moment.correlation, target.cov / np.outer(sd, sd), rtol=1e-6, atol=1e-7
+        )
 
 
 def bent(x):
@@ -133,7 +154,9 @@ def test_held_moment_is_its_formula_by_quadrature(weighting, method):
 def test_several_held_features_have_the_weight_of_their_gram_determinant():
     # bent's last two features and a third latent that only the first feature sees
     def features(x):
-        return jnp.concatenate([bent(x[:2]) + jnp.array([1.0, 0, 0]) * x[2] * (1 + x[0] ** 2), x[2:]])
+        return jnp.concatenate(
+            [bent(x[:2]) + jnp.array([1.0, 0, 0]) * x[2] * (1 + x[0] ** 2), x[2:]]
+        )
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     total, mass = 0, 0
@@ -173,7 +196,9 @@ def test_latents_where_nothing_can_be_held_are_left_out_and_counted():
     np.testing.assert_allclose(moment.matrix, np.diag([1.0, 0, 4]), atol=1e-12)
     doubled = held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, 1)
     assert doubled.degenerate == 0
-    with pytest.raises(ValueError, match=r"features \[1, 2\] cannot be held: .* every one of 10 latents"):
+    with pytest.raises(
+        ValueError, match=r"features \[1, 2\] cannot be held: .* every one of 10 latents"
+    ):
         held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, (1, 2))
 
 
@@ -209,7 +234,9 @@ def spread(errors, stderrs):
 
 
 def heavy(x):  # S(x0) has log-normal tails: kurtosis about 40
-    return jnp.stack([jnp.exp(0.45 * x[0]), x[0] + x[1] + 0.3 * x[1] ** 2, jnp.sin(x[1]) + x[2] + 0.5 * x[0]])
+    return jnp.stack(
+        [jnp.exp(0.45 * x[0]), x[0] + x[1] + 0.3 * x[1] ** 2, jnp.sin(x[1]) + x[2] + 0.5 * x[0]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +251,8 @@ def heavy(x):  # S(x0) has log-normal tails: kurtosis about 40
     ids=["wiggle", "jvp", "covariance", "held", "samples"],
 )
 def test_standard_errors_are_calibrated(estimator):
-    """Over independent repeats errors have the size that each repeat reports: entries, correlation, partial moment."""
+    """Over independent repeats errors have the size that each repeat reports: entries, correlation,
+    partial moment."""
     moments = [estimator(key) for key in jax.random.split(jax.random.key(11), REPEATS)]
     functions = {
         "variance": lambda m: (m.matrix[0, 0], m.stderr[0, 0]),
@@ -240,16 +268,23 @@ def test_standard_errors_are_calibrated(estimator):
         # and the mean of the reported variances is the variance found, heavy tails or not
         ratio = (errors**2).mean() / values.var(ddof=1)
         kurtosis = scipy.stats.kurtosis(values, fisher=False)
-        noise = np.sqrt((kurtosis - 1) / REPEATS + (errors**2).var() / (errors**2).mean() ** 2 / REPEATS)
+        noise = np.sqrt(
+            (kurtosis - 1) / REPEATS + (errors**2).var() / (errors**2).mean() ** 2 / REPEATS
+        )
         assert abs(ratio - 1) < 4 * noise, (name, ratio, noise)
 
 
 @pytest.mark.parametrize("samples", [5, 100])
 def test_few_samples_have_calibrated_errors_too(samples):
-    moments = [wiggle_moment(linear, key, (4,), samples, "jvp") for key in jax.random.split(jax.random.key(2), 1000)]
+    moments = [
+        wiggle_moment(linear, key, (4,), samples, "jvp")
+        for key in jax.random.split(jax.random.key(2), 1000)
+    ]
     values = np.array([moment.matrix[0, 1] for moment in moments])
     variances = np.array([moment.stderr[0, 1] ** 2 for moment in moments])
-    noise = np.hypot(variances.std() / variances.mean(), np.sqrt(scipy.stats.kurtosis(values, fisher=False) - 1))
+    noise = np.hypot(
+        variances.std() / variances.mean(), np.sqrt(scipy.stats.kurtosis(values, fisher=False) - 1)
+    )
     assert abs(variances.mean() / values.var(ddof=1) - 1) < 4 * noise / np.sqrt(len(moments))
 
 
@@ -259,7 +294,10 @@ def test_the_estimate_does_not_depend_on_the_batch(options):
     found = wiggle_moment(hermite, KEY, (4,), 100, **options)
     np.testing.assert_allclose(found.matrix, reference.matrix, rtol=1e-13)
     np.testing.assert_allclose(found.stderr, reference.stderr, rtol=1e-10)
-    assert np.abs(wiggle_moment(hermite, jax.random.key(1), (4,), 100).matrix - reference.matrix).max() > 1e-3
+    assert (
+        np.abs(wiggle_moment(hermite, jax.random.key(1), (4,), 100).matrix - reference.matrix).max()
+        > 1e-3
+    )
 
 
 def test_batches_and_repeats_do_not_compile_again():
@@ -312,18 +350,28 @@ def test_an_interrupted_run_keeps_what_it_had_and_goes_on(tmp_path, monkeypatch,
         with pytest.raises(type(error)) as stopped:
             wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
     assert stopped.value.moment.samples == 200
-    assert "200 of 500 samples" in stopped.value.__notes__[-1] and str(path) in stopped.value.__notes__[-1]
+    assert (
+        "200 of 500 samples" in stopped.value.__notes__[-1]
+        and str(path) in stopped.value.__notes__[-1]
+    )
     calls = []
     monkeypatch.setattr(
-        dependence, "_batch_sums", lambda *a, run=dependence._batch_sums, **k: calls.append(1) or run(*a, **k)
+        dependence,
+        "_batch_sums",
+        lambda *a, run=dependence._batch_sums, **k: calls.append(1) or run(*a, **k),
     )
     resumed = wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
     assert len(calls) == 6
     np.testing.assert_array_equal(resumed.matrix, whole.matrix)
     np.testing.assert_array_equal(resumed.stderr, whole.stderr)
-    assert wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path).samples == 500 and len(calls) == 6
+    assert (
+        wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path).samples == 500
+        and len(calls) == 6
+    )
     longer = wiggle_moment(hermite, KEY, (4,), 700, batch=64, resume=path)
-    np.testing.assert_allclose(longer.matrix, wiggle_moment(hermite, KEY, (4,), 700).matrix, rtol=1e-12)
+    np.testing.assert_allclose(
+        longer.matrix, wiggle_moment(hermite, KEY, (4,), 700).matrix, rtol=1e-12
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["moment.npz"]
 
 
@@ -340,10 +388,19 @@ def test_a_file_of_another_run_is_refused(tmp_path):
     wiggle_moment(hermite, KEY, (4,), 100, resume=path)
     for message, call in (
         ("its key is", lambda: wiggle_moment(hermite, jax.random.key(1), (4,), 100, resume=path)),
-        ("its statistic is .*method='rows'", lambda: wiggle_moment(hermite, KEY, (4,), 100, "jvp", resume=path)),
+        (
+            "its statistic is .*method='rows'",
+            lambda: wiggle_moment(hermite, KEY, (4,), 100, "jvp", resume=path),
+        ),
         ("its statistic is", lambda: feature_covariance(hermite, KEY, (4,), 100, resume=path)),
-        ("belongs to another f", lambda: wiggle_moment(lambda x: 2 * hermite(x), KEY, (4,), 100, resume=path)),
-        ("already holds 100 samples, more than samples=50", lambda: wiggle_moment(hermite, KEY, (4,), 50, resume=path)),
+        (
+            "belongs to another f",
+            lambda: wiggle_moment(lambda x: 2 * hermite(x), KEY, (4,), 100, resume=path),
+        ),
+        (
+            "already holds 100 samples, more than samples=50",
+            lambda: wiggle_moment(hermite, KEY, (4,), 50, resume=path),
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -380,7 +437,9 @@ def test_nan_is_named_by_its_sample_and_nothing_is_lost():
 
 def test_a_map_that_does_not_depend_on_x0_says_so():
     moment = wiggle_moment(lambda x: jnp.stack([x[0], jnp.ones(()), x[1]]), KEY, (2,), 10)
-    with pytest.raises(ValueError, match=r"correlation of features \[1\] is undefined.*does not depend on x0"):
+    with pytest.raises(
+        ValueError, match=r"correlation of features \[1\] is undefined.*does not depend on x0"
+    ):
         _ = moment.correlation
     with pytest.raises(ValueError, match=r"features \[1\]"):
         _ = moment.correlation_stderr
@@ -406,42 +465,102 @@ DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
     ("make", "message"),
     [
         (lambda: wiggle_moment(linear, KEY, (4,), 0), "samples must be a positive integer, got 0"),
-        (lambda: wiggle_moment(linear, KEY, (4,), -3), "samples must be a positive integer, got -3"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 10.0), "samples must be a positive integer, got 10.0"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 10, "vjp"), "method must be 'rows', 'jvp' or .*'vjp'"),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), -3),
+            "samples must be a positive integer, got -3",
+        ),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 10.0),
+            "samples must be a positive integer, got 10.0",
+        ),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 10, "vjp"),
+            "method must be 'rows', 'jvp' or .*'vjp'",
+        ),
         (lambda: wiggle_moment(linear, KEY, (4, 0), 10), "shape must be a positive integer, got 0"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 10, eps=0.0), "eps must be a finite number other than 0"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 10, probes=0), "probes must be a positive integer"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 10, "jvp", probes=5), "probes must not exceed .* 4, got 5"),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 10, eps=0.0),
+            "eps must be a finite number other than 0",
+        ),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 10, probes=0),
+            "probes must be a positive integer",
+        ),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 10, "jvp", probes=5),
+            "probes must not exceed .* 4, got 5",
+        ),
         (lambda: wiggle_moment(linear, KEY, (4,), 10, batch=0), "batch must be a positive integer"),
         (lambda: wiggle_moment(linear, KEY, (4,), 10, dtype=int), "dtype must be floating-point"),
-        (lambda: wiggle_moment(linear, 0, (4,), 10), "key must be one key from jax.random.key, got 0"),
+        (
+            lambda: wiggle_moment(linear, 0, (4,), 10),
+            "key must be one key from jax.random.key, got 0",
+        ),
         (
             lambda: wiggle_moment(linear, jax.random.split(KEY), (4,), 10),
             r"key must be one key, got keys of shape \(2,\)",
         ),
-        (lambda: jax.jit(lambda key: wiggle_moment(linear, key, (4,), 10).matrix)(KEY), "key is traced"),
+        (
+            lambda: jax.jit(lambda key: wiggle_moment(linear, key, (4,), 10).matrix)(KEY),
+            "key is traced",
+        ),
         (lambda: wiggle_moment("f", KEY, (4,), 10), "f must be a function of one latent, got str"),
-        (lambda: wiggle_moment(lambda x: x[0], KEY, (4,), 10), r"f must return a vector of features \[n\].*got \(\)"),
+        (
+            lambda: wiggle_moment(lambda x: x[0], KEY, (4,), 10),
+            r"f must return a vector of features \[n\].*got \(\)",
+        ),
         (lambda: wiggle_moment(lambda x: (x, x), KEY, (4,), 10), "got tuple"),
-        (lambda: wiggle_moment(jnp.argsort, KEY, (4,), 10), "f must return real floating-point numbers"),
-        (lambda: held_moment(linear, KEY, (4,), 10, 3), "held must be different indices in 0, …, 2, got 3"),
+        (
+            lambda: wiggle_moment(jnp.argsort, KEY, (4,), 10),
+            "f must return real floating-point numbers",
+        ),
+        (
+            lambda: held_moment(linear, KEY, (4,), 10, 3),
+            "held must be different indices in 0, …, 2, got 3",
+        ),
         (lambda: held_moment(linear, KEY, (4,), 10, -1), "held must be different indices"),
         (lambda: held_moment(linear, KEY, (4,), 10, (1, 1)), "held must be different indices"),
-        (lambda: held_moment(linear, KEY, (4,), 10, 0.5), "held must be a feature's index or several, got 0.5"),
-        (lambda: held_moment(linear, KEY, (4,), 10, 1, "norm"), "weighting must be 'inverse_norm' or 'uniform'"),
-        (lambda: held_moment(linear, KEY, (4,), 10, 1, method="finite_difference"), "method must be 'rows' or 'jvp'"),
-        (lambda: filtered_moment(DIFFERENCES, 1, 1e-9), "threshold 1e-09 keeps none of the 50 wiggles"),
+        (
+            lambda: held_moment(linear, KEY, (4,), 10, 0.5),
+            "held must be a feature's index or several, got 0.5",
+        ),
+        (
+            lambda: held_moment(linear, KEY, (4,), 10, 1, "norm"),
+            "weighting must be 'inverse_norm' or 'uniform'",
+        ),
+        (
+            lambda: held_moment(linear, KEY, (4,), 10, 1, method="finite_difference"),
+            "method must be 'rows' or 'jvp'",
+        ),
+        (
+            lambda: filtered_moment(DIFFERENCES, 1, 1e-9),
+            "threshold 1e-09 keeps none of the 50 wiggles",
+        ),
         (lambda: filtered_moment(DIFFERENCES, 1, 0.0), "threshold must be positive, got 0"),
         (lambda: filtered_moment(DIFFERENCES, 3, 0.1), "held must be different indices in 0, …, 2"),
-        (lambda: filtered_moment(DIFFERENCES[0], 0, 0.1), r"differences must be a matrix \[N, n\].*got shape \(3,\)"),
+        (
+            lambda: filtered_moment(DIFFERENCES[0], 0, 0.1),
+            r"differences must be a matrix \[N, n\].*got shape \(3,\)",
+        ),
         (lambda: filtered_moment(DIFFERENCES[:0], 0, 0.1), "differences must be a matrix"),
         (lambda: filtered_moment(DIFFERENCES * np.nan, 0, 0.1), "differences must be finite"),
-        (lambda: sample_moment(DIFFERENCES[0]), r"features must be a matrix \[N, n\].*got shape \(3,\)"),
-        (lambda: sample_moment(DIFFERENCES[:2]), "features must hold at least three samples, got 2"),
+        (
+            lambda: sample_moment(DIFFERENCES[0]),
+            r"features must be a matrix \[N, n\].*got shape \(3,\)",
+        ),
+        (
+            lambda: sample_moment(DIFFERENCES[:2]),
+            "features must hold at least three samples, got 2",
+        ),
         (lambda: sample_moment(DIFFERENCES * np.nan), "features must be finite"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 9).partial(3), "k must be different indices in 0, …, 2, got 3"),
-        (lambda: wiggle_moment(linear, KEY, (4,), 9).select([]), "indices must be a feature's index or several"),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 9).partial(3),
+            "k must be different indices in 0, …, 2, got 3",
+        ),
+        (
+            lambda: wiggle_moment(linear, KEY, (4,), 9).select([]),
+            "indices must be a feature's index or several",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(make, message):

@@ -1,4 +1,5 @@
-"""The same estimate on one device, on eight, and on two processes: each in interpreters of their own."""
+"""The same estimate on one device, on eight, and on two processes: each in interpreters of their
+own."""
 
 import os
 import socket
@@ -9,7 +10,8 @@ import textwrap
 import numpy as np
 import pytest
 
-# A flow with array parameters (leaves of the pytree f) and a constant caught in a closure, run in every estimator.
+# A flow with array parameters (leaves of the pytree f) and a constant caught in a closure, run in
+# every estimator.
 PROGRAM = textwrap.dedent(
     """
     import sys
@@ -62,7 +64,9 @@ def start(out, devices=1, resume="", process=0, port=""):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     command = [sys.executable, "-c", PROGRAM, str(out), str(resume), str(process), str(port)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(*processes):
@@ -98,7 +102,12 @@ def test_two_processes_give_the_estimate_of_one_and_share_its_file(reference, tm
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         outs = [tmp_path / f"{name}{process}.npz" for process in range(2)]
-        finish(*(start(out, 2, tmp_path / "sums.npz", process, port) for process, out in enumerate(outs)))
+        finish(
+            *(
+                start(out, 2, tmp_path / "sums.npz", process, port)
+                for process, out in enumerate(outs)
+            )
+        )
         for out in outs:
             same(out, reference, 4, 2)
 

@@ -1,4 +1,5 @@
-"""The figures' HTML: themed, described, the same every time; and a slider that moves, in a real browser."""
+"""The figures' HTML: themed, described, the same every time; and a slider that moves, in a real
+browser."""
 
 import html
 import json
@@ -19,8 +20,18 @@ import pytest
 from cdelta import figures
 
 STYLE = Path(__file__).parent.parent / "book" / "_static" / "figures.css"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PALETTE = [figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.PURPLE, figures.SKY, figures.MUTED]
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+PALETTE = [
+    figures.BLUE,
+    figures.ORANGE,
+    figures.GREEN,
+    figures.RED,
+    figures.PURPLE,
+    figures.SKY,
+    figures.MUTED,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +51,19 @@ def shown(monkeypatch):
 
 
 def everything(shift=0.0):
-    """A figure with every colour, text, a clip path, markers, a legend, a filled patch and an image."""
+    """A figure with every colour, text, a clip path, markers, a legend, a filled patch and an
+    image."""
     fig, axes = plt.subplots(1, 2)
     x = np.linspace(0, 3, 20)
     for number, color in enumerate(PALETTE):
-        axes[0].plot(x, np.sin(x + number + shift), "o-", color=color, mfc=figures.PAPER, label=f"$y_{number}$")
+        axes[0].plot(
+            x,
+            np.sin(x + number + shift),
+            "o-",
+            color=color,
+            mfc=figures.PAPER,
+            label=f"$y_{number}$",
+        )
     figures.ellipse(axes[0], [1.0, 0.0], [[1.0, 0.5], [0.5, 1.0]], fill=True, facecolor=figures.SKY)
     axes[0].legend()
     figures.matrix(axes[1], [[1.0, -0.5], [0.25, 0.0]], ["a", "b"])
@@ -52,21 +71,31 @@ def everything(shift=0.0):
 
 
 def small(**changes):
-    """A movable figure of three frames: a point that goes right, and an arrow and a line that rise."""
+    """A movable figure of three frames: a point that goes right, and an arrow and a line that
+    rise."""
     fig, ax = plt.subplots()
     ax.set(xlim=(0, 10), ylim=(0, 10))
     layers = [
         figures.Layer(ax, "points", [[[x, 5.0]] for x in (2.0, 4.0, 8.0)], figures.RED, 6),
         figures.Layer(ax, "arrows", [[[[1.0, 1.0], [1.0, y]]] for y in (2.0, 3.0, 9.0)]),
-        figures.Layer(ax, "area", [[[1.0, y], [2.0, y], [2.0, y + 1]] for y in (2.0, 3.0, 8.0)], alpha=0.4),
+        figures.Layer(
+            ax, "area", [[[1.0, y], [2.0, y], [2.0, y + 1]] for y in (2.0, 3.0, 8.0)], alpha=0.4
+        ),
     ]
-    settings = {"label": "t", "caption": "It moves.", "alt": "a point and an arrow", "start": 1, **changes}
+    settings = {
+        "label": "t",
+        "caption": "It moves.",
+        "alt": "a point and an arrow",
+        "start": 1,
+        **changes,
+    }
     figures.movable(fig, layers, settings.pop("values", [0.0, 0.5, 1.0]), **settings)
     return ax
 
 
 def root(page):
-    """The page's figure as an element tree: it must be well-formed XML, which HTML accepts as well."""
+    """The page's figure as an element tree: it must be well-formed XML, which HTML accepts as
+    well."""
     return ElementTree.fromstring(page.replace(" hidden>", ' hidden="">').replace(" & ", " &amp; "))
 
 
@@ -74,18 +103,31 @@ def test_the_page_is_one_described_figure(shown):
     figures.show(everything(), caption=r"See \(\Sigma\), <b>bold</b>.", alt='lines & "signs" < 3')
     figure = root(re.sub(r"<figcaption.*</figcaption>", "", shown[0]))
     svg = figure.find(".//{http://www.w3.org/2000/svg}svg")
-    assert figure.tag == "figure" and svg.get("role") == "img" and svg.get("aria-label") == 'lines & "signs" < 3'
-    assert r'<figcaption class="mathjax_process tex2jax_process">See \(\Sigma\), <b>bold</b>.</figcaption>' in shown[0]
-    assert not re.search(r"<\?xml|<!DOCTYPE|<metadata|<style|xlink|https?://(?!www\.w3\.org/2000/svg)", shown[0])
+    assert (
+        figure.tag == "figure"
+        and svg.get("role") == "img"
+        and svg.get("aria-label") == 'lines & "signs" < 3'
+    )
+    assert (
+        r'<figcaption class="mathjax_process tex2jax_process">See \(\Sigma\), <b>bold</b>.</figcaption>'
+        in shown[0]
+    )
+    assert not re.search(
+        r"<\?xml|<!DOCTYPE|<metadata|<style|xlink|https?://(?!www\.w3\.org/2000/svg)", shown[0]
+    )
 
 
 def test_every_colour_is_themed(shown):
     figures.show(everything(), caption="c", alt="a")
-    bare = re.sub(r"var\(--cd-\w+, (var\(--jp-layout-color0, )?#[0-9a-f]{6}\)+|url\(#[^)]*\)", "", shown[0])
+    bare = re.sub(
+        r"var\(--cd-\w+, (var\(--jp-layout-color0, )?#[0-9a-f]{6}\)+|url\(#[^)]*\)", "", shown[0]
+    )
     bare = re.sub(r'(href|id)="[^"]*"', "", bare)
     assert re.findall(r"#[0-9a-fA-F]{3,8}\b", bare) == []
     assert "currentColor" in shown[0]
-    assert {f"--cd-{name}" for name in re.findall(r"var\(--cd-(\w+)", shown[0])} == set(style_colours("light"))
+    assert {f"--cd-{name}" for name in re.findall(r"var\(--cd-(\w+)", shown[0])} == set(
+        style_colours("light")
+    )
 
 
 def test_ids_are_unique_on_a_page_and_all_references_resolve(shown):
@@ -129,7 +171,10 @@ def test_images_keep_their_own_pixels(shown):
     figures.show(fig, caption="c", alt="a")
     pictures = re.findall(r"<image[^>]*>", shown[0])
     assert len(pictures) == 2
-    assert all('width="7"' in tag and 'height="5"' in tag and "image-rendering:pixelated" in tag for tag in pictures)
+    assert all(
+        'width="7"' in tag and 'height="5"' in tag and "image-rendering:pixelated" in tag
+        for tag in pictures
+    )
     assert all('href="data:image/png;base64,' in tag for tag in pictures)
 
 
@@ -174,11 +219,17 @@ def test_frames_lie_where_the_data_says(shown):
     rise = [int(re.match(r"M-?\d+ -?\d+l-?\d+[ -](\d+)", path)[1]) for path in arrows]
     assert (rise[2] / rise[0], rise[1] / rise[0]) == pytest.approx((8, 2), abs=0.02)
     assert all(path.endswith("z") for path in areas)
-    # the vertical scale is that of the axes' ticks: a frame's point at y = 5 lies at the middle of the clip rectangle
+    # the vertical scale is that of the axes' ticks: a frame's point at y = 5 lies at the middle of
+    # the clip rectangle
     top, height = (
-        float(v) for v in re.search(r'<rect x="[^"]+" y="([^"]+)" width="[^"]+" height="([^"]+)"', shown[0]).groups()
+        float(v)
+        for v in re.search(
+            r'<rect x="[^"]+" y="([^"]+)" width="[^"]+" height="([^"]+)"', shown[0]
+        ).groups()
     )
-    assert int(re.match(r"M-?\d+ (\d+)", points[0])[1]) / 10 == pytest.approx(top + height / 2, abs=0.06)
+    assert int(re.match(r"M-?\d+ (\d+)", points[0])[1]) / 10 == pytest.approx(
+        top + height / 2, abs=0.06
+    )
 
 
 def test_the_first_frame_needs_no_script(shown):
@@ -217,7 +268,9 @@ def test_frames_that_do_not_match_are_refused(wrong, message, shown):
 def test_layers_that_cannot_be_drawn_are_refused(kind, frame, message, shown):
     fig, ax = plt.subplots()
     with pytest.raises(ValueError, match=message):
-        figures.movable(fig, [figures.Layer(ax, kind, [frame] * 2)], [0, 1], label="t", caption="c", alt="a")
+        figures.movable(
+            fig, [figures.Layer(ax, kind, [frame] * 2)], [0, 1], label="t", caption="c", alt="a"
+        )
     assert shown == []
 
 
@@ -225,7 +278,9 @@ def test_a_figure_too_large_is_refused(shown):
     fig, ax = plt.subplots()
     noise = np.random.default_rng(0).normal(size=(20, 4000, 2))
     with pytest.raises(ValueError, match="may take 400000 bytes"):
-        figures.movable(fig, [figures.Layer(ax, "points", noise)], range(20), label="t", caption="c", alt="a")
+        figures.movable(
+            fig, [figures.Layer(ax, "points", noise)], range(20), label="t", caption="c", alt="a"
+        )
     assert shown == []
 
 
@@ -246,10 +301,15 @@ def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
       document.body.append(out); }, 2000);
     """
     page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>", encoding="utf-8")
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>",
+        encoding="utf-8",
+    )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=5000", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
     seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
     paths = np.array(frames(shown[0])["d"])
     before, after, playing, ended, stopped = seen
@@ -261,17 +321,25 @@ def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
 
 
 def test_moving_ellipses_are_images_of_the_circle(shown):
-    """Each drawn arc's centre, half-axes and direction give back J Jᵀ, whatever the axes' scales."""
+    """Each drawn arc's centre, half-axes and direction give back J Jᵀ, whatever the axes'
+    scales."""
     fig, ax = plt.subplots(figsize=(5, 2))
     ax.set(xlim=(-4, 4), ylim=(-4, 4))
     linear = np.array([[[1.0, 2.0], [0.0, 1.0]], [[-1.0, 0.5], [0.7, 2.0]]])
     centres = np.array([[0.5, -1.0], [-1.0, 1.0]])
     frame = np.concatenate([centres[:, None], np.swapaxes(linear, 1, 2)], 1)
-    figures.movable(fig, [figures.Layer(ax, "ellipses", [frame] * 2)], [0, 1], label="t", caption="c", alt="a")
-    width, height = (float(v) for v in re.search(r'<rect[^>]*width="([^"]+)" height="([^"]+)"', shown[0]).groups())
+    figures.movable(
+        fig, [figures.Layer(ax, "ellipses", [frame] * 2)], [0, 1], label="t", caption="c", alt="a"
+    )
+    width, height = (
+        float(v)
+        for v in re.search(r'<rect[^>]*width="([^"]+)" height="([^"]+)"', shown[0]).groups()
+    )
     scale = np.diag([10 * width / 8, -10 * height / 8])  # data to tenths of a point, y down
     path, middles = frames(shown[0])["d"][0][0], []
-    for number, arc in enumerate(re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 00(-?\d+) ?(-?\d+)a", path)):
+    for number, arc in enumerate(
+        re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 00(-?\d+) ?(-?\d+)a", path)
+    ):
         x, y, long, short, degrees, across, down = map(float, arc)
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         turn = np.array([[c, -s], [s, c]])
@@ -306,7 +374,8 @@ def test_a_matrix_shows_its_numbers_and_refuses_wrong_labels():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("stack", "titles"), [(np.zeros((5, 5)), None), (np.zeros((3, 5, 5)), None), (np.ones((1, 2, 2)), ["a", "b"])]
+    ("stack", "titles"),
+    [(np.zeros((5, 5)), None), (np.zeros((3, 5, 5)), None), (np.ones((1, 2, 2)), ["a", "b"])],
 )
 def test_images_that_do_not_fit_are_refused(stack, titles):
     _, axes = plt.subplots(1, 2)
@@ -323,8 +392,16 @@ def test_arrows_have_the_length_of_their_vectors():
 
 
 def test_a_table_holds_its_cells_and_refuses_ragged_rows(shown):
-    figures.table(["map", "J"], [["one", figures.tex([[1, -0.0], [0.256, 2]])]], caption=r"See \(J\).")
+    figures.table(
+        ["map", "J"], [["one", figures.tex([[1, -0.0], [0.256, 2]])]], caption=r"See \(J\)."
+    )
     cells = [cell.text for cell in root(shown[0]).iter() if cell.tag in ("th", "td", "caption")]
-    assert cells == [r"See \(J\).", "map", "J", "one", r"\(\begin{pmatrix}1.00 & 0.00 \\ 0.26 & 2.00\end{pmatrix}\)"]
+    assert cells == [
+        r"See \(J\).",
+        "map",
+        "J",
+        "one",
+        r"\(\begin{pmatrix}1.00 & 0.00 \\ 0.26 & 2.00\end{pmatrix}\)",
+    ]
     with pytest.raises(ValueError, match="the header's 2 cells, got 1"):
         figures.table(["a", "b"], [["c"]], caption="c")

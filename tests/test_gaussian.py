@@ -1,4 +1,5 @@
-"""T2, T3, T12, T14–T16 and C1 against joint conditioning, regression, ODE solvers and matrix functions."""
+"""T2, T3, T12, T14–T16 and C1 against joint conditioning, regression, ODE solvers and matrix
+functions."""
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,23 @@ DIMS = [1, 2, 5]
 def test_velocity_and_conditional_mean_are_regressions_on_the_joint_law(t, d):
     source, target = laws.pair(d, d)
     x = jax.random.normal(jax.random.key(9), (d,))
-    # the joint covariance of (x0, x1) through the linear map to (x1 - x0, x1, xt), conditioned on the last block
+    # the joint covariance of (x0, x1) through the linear map to (x1 - x0, x1, xt), conditioned on
+    # the last block
     eye, zero = np.eye(d), np.zeros((d, d))
     to = np.block([[-eye, eye], [zero, eye], [(1 - t) * eye, t * eye]])
     joint = to @ scipy.linalg.block_diag(source.cov, target.cov) @ to.T
     mean = to @ np.concatenate([source.mean, target.mean])
-    regressed = mean[: 2 * d] + joint[: 2 * d, 2 * d :] @ np.linalg.inv(joint[2 * d :, 2 * d :]) @ (x - mean[2 * d :])
+    regressed = mean[: 2 * d] + joint[: 2 * d, 2 * d :] @ np.linalg.inv(joint[2 * d :, 2 * d :]) @ (
+        x - mean[2 * d :]
+    )
     np.testing.assert_allclose(gaussian.velocity(t, x, source, target), regressed[:d], atol=1e-12)
-    np.testing.assert_allclose(gaussian.conditional_mean(t, x, source, target), regressed[d:], atol=1e-12)
+    np.testing.assert_allclose(
+        gaussian.conditional_mean(t, x, source, target), regressed[d:], atol=1e-12
+    )
     np.testing.assert_allclose(gaussian.mean_at(t, source, target), mean[2 * d :], atol=1e-14)
-    np.testing.assert_allclose(gaussian.cov_at(t, source, target), joint[2 * d :, 2 * d :], atol=1e-14)
+    np.testing.assert_allclose(
+        gaussian.cov_at(t, source, target), joint[2 * d :, 2 * d :], atol=1e-14
+    )
 
 
 def test_velocity_is_the_regression_of_samples():
@@ -46,7 +54,12 @@ def test_velocity_is_the_regression_of_samples():
     stderr = np.sqrt(residual.var(0) * (probe @ inverse @ probe))
     assert np.abs((probe @ solution - gaussian.velocity(t, x, source, target)) / stderr).max() < 4
     slope_stderr = np.sqrt(np.outer(residual.var(0), np.diag(inverse)[1:]))
-    assert np.abs((solution[1:].T - gaussian.velocity_jacobian(t, source, target)) / slope_stderr).max() < 4
+    assert (
+        np.abs(
+            (solution[1:].T - gaussian.velocity_jacobian(t, source, target)) / slope_stderr
+        ).max()
+        < 4
+    )
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -56,14 +69,20 @@ def test_velocity_jacobian_is_the_derivative_everywhere(t, d):
     for seed in range(2):
         x = 3 * jax.random.normal(jax.random.key(seed), (d,))
         derivative = jax.jacfwd(lambda x: gaussian.velocity(t, x, source, target))(x)
-        np.testing.assert_allclose(gaussian.velocity_jacobian(t, source, target), derivative, atol=1e-12)
+        np.testing.assert_allclose(
+            gaussian.velocity_jacobian(t, source, target), derivative, atol=1e-12
+        )
 
 
 def test_endpoints():
     source, target = laws.pair(4, 3)
     x = jnp.array([0.3, -2.0, 1.0])
-    np.testing.assert_allclose(gaussian.velocity(0.0, x, source, target), target.mean - x, atol=1e-13)
-    np.testing.assert_allclose(gaussian.velocity(1.0, x, source, target), x - source.mean, atol=1e-13)
+    np.testing.assert_allclose(
+        gaussian.velocity(0.0, x, source, target), target.mean - x, atol=1e-13
+    )
+    np.testing.assert_allclose(
+        gaussian.velocity(1.0, x, source, target), x - source.mean, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("d", DIMS)
@@ -83,9 +102,13 @@ def test_flow_map_solves_the_equation_of_the_velocity(d):
 def test_flow_jacobian_pushes_the_covariance_forward_and_follows_the_velocity(t, d):
     source, target = laws.pair(30 + d, d)
     flow = gaussian.flow_jacobian(t, source, target)
-    np.testing.assert_allclose(flow @ source.cov @ flow.T, gaussian.cov_at(t, source, target), atol=1e-13)
+    np.testing.assert_allclose(
+        flow @ source.cov @ flow.T, gaussian.cov_at(t, source, target), atol=1e-13
+    )
     rate = jax.jacfwd(lambda t: gaussian.flow_jacobian(t, source, target))(t)
-    np.testing.assert_allclose(rate, gaussian.velocity_jacobian(t, source, target) @ flow, atol=1e-11)
+    np.testing.assert_allclose(
+        rate, gaussian.velocity_jacobian(t, source, target) @ flow, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -115,10 +138,14 @@ def test_the_two_paths_agree_at_one_only_when_the_covariances_commute():
     values, vectors = np.linalg.eigh(source.cov)
     commuting = Gaussian(target.mean, vectors @ np.diag(values[::-1] ** 2) @ vectors.T)
     np.testing.assert_allclose(
-        gaussian.flow_jacobian(1.0, source, commuting), gaussian.transport_jacobian(1.0, source, commuting), atol=1e-12
+        gaussian.flow_jacobian(1.0, source, commuting),
+        gaussian.transport_jacobian(1.0, source, commuting),
+        atol=1e-12,
     )
     for t, other in [(0.5, commuting), (0.5, target), (1.0, target)]:
-        gap = gaussian.flow_jacobian(t, source, other) - gaussian.transport_jacobian(t, source, other)
+        gap = gaussian.flow_jacobian(t, source, other) - gaussian.transport_jacobian(
+            t, source, other
+        )
         assert np.abs(gap).max() > 0.02, (t, gap)
 
 
@@ -131,7 +158,9 @@ def test_finite_differences_of_an_affine_map_are_its_jacobian(t):
         (gaussian.transport_map, gaussian.transport_jacobian),
     ]:
         for eps in (1e-3, 1.0):
-            difference = (path(t, x0 + eps * probe, source, target) - path(t, x0, source, target)) / eps
+            difference = (
+                path(t, x0 + eps * probe, source, target) - path(t, x0, source, target)
+            ) / eps
             np.testing.assert_allclose(difference, jacobian(t, source, target) @ probe, atol=1e-11)
 
 
@@ -144,7 +173,8 @@ def test_from_the_standard_normal_wiggles_have_the_marginal_covariance_but_the_v
     marginal = gaussian.cov_at(t, source, target)
     assert np.abs((products.mean(0) - marginal) / (products.std(0) / np.sqrt(n))).max() < 4
     velocity_jacobian = gaussian.velocity_jacobian(t, source, target)
-    assert np.abs(velocity_jacobian @ velocity_jacobian.T - marginal).max() > 0.1  # T16 as written is false
+    # T16 as written is false
+    assert np.abs(velocity_jacobian @ velocity_jacobian.T - marginal).max() > 0.1
 
 
 def test_derivatives_with_respect_to_covariances_where_eigenvalues_coincide():
@@ -154,7 +184,9 @@ def test_derivatives_with_respect_to_covariances_where_eigenvalues_coincide():
     for jacobian in (gaussian.flow_jacobian, gaussian.transport_jacobian):
 
         def along(s, jacobian=jacobian):
-            return jacobian(0.7, Gaussian.standard(2), Gaussian(target.mean, target.cov + s * direction))
+            return jacobian(
+                0.7, Gaussian.standard(2), Gaussian(target.mean, target.cov + s * direction)
+            )
 
         _, tangent = jax.jvp(along, (0.0,), (1.0,))
         central = (along(1e-5) - along(-1e-5)) / 2e-5
@@ -170,7 +202,9 @@ def test_sampling():
         stderr = np.sqrt(np.diag(law.cov) / len(draws))
         assert np.abs((draws.mean(0) - law.mean) / stderr).max() < 4
         products = (draws - law.mean)[:, :, None] * (draws - law.mean)[:, None, :]
-        assert np.abs((products.mean(0) - law.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+        assert (
+            np.abs((products.mean(0) - law.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+        )
         np.testing.assert_array_equal(draws, law.sample(jax.random.key(0), 100_000))
 
 
@@ -179,16 +213,24 @@ def test_scalar_covariance_stands_for_a_multiple_of_the_identity():
     scalar, matrix = Gaussian(jnp.ones(3), 0.7), Gaussian(jnp.ones(3), 0.7 * jnp.eye(3))
     x = jnp.array([1.0, 2.0, 3.0])
     np.testing.assert_array_equal(scalar.cov, matrix.cov)
-    np.testing.assert_array_equal(gaussian.velocity(0.3, x, scalar, target), gaussian.velocity(0.3, x, matrix, target))
+    np.testing.assert_array_equal(
+        gaussian.velocity(0.3, x, scalar, target), gaussian.velocity(0.3, x, matrix, target)
+    )
     assert Gaussian.standard(100_000).covariance.shape == ()
 
 
 def test_single_precision_stays_single_and_transforms_compose():
     source, target = (
-        Gaussian(np.asarray(law.mean, np.float32), np.asarray(law.cov, np.float32)) for law in laws.pair(13, 3)
+        Gaussian(np.asarray(law.mean, np.float32), np.asarray(law.cov, np.float32))
+        for law in laws.pair(13, 3)
     )
     xs = jax.random.normal(jax.random.key(0), (4, 3), jnp.float32)
-    for function in (gaussian.velocity, gaussian.conditional_mean, gaussian.flow_map, gaussian.transport_map):
+    for function in (
+        gaussian.velocity,
+        gaussian.conditional_mean,
+        gaussian.flow_map,
+        gaussian.transport_map,
+    ):
         batched = jax.jit(jax.vmap(lambda x, f=function: f(0.3, x, source, target)))(xs)
         assert batched.dtype == jnp.float32
         np.testing.assert_allclose(batched[2], function(0.3, xs[2], source, target), atol=2e-6)
@@ -200,8 +242,14 @@ def test_single_precision_stays_single_and_transforms_compose():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.0, 1.0]])), "cov must be symmetric, got an asymm"),
-        (lambda: Gaussian(jnp.zeros(2), jnp.array([[1.0, 2.0], [2.0, 1.0]])), "positive definite.*-1"),
+        (
+            lambda: Gaussian(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.0, 1.0]])),
+            "cov must be symmetric, got an asymm",
+        ),
+        (
+            lambda: Gaussian(jnp.zeros(2), jnp.array([[1.0, 2.0], [2.0, 1.0]])),
+            "positive definite.*-1",
+        ),
         (lambda: Gaussian(jnp.zeros(2), jnp.zeros((2, 2))), "positive definite"),
         (lambda: Gaussian(jnp.zeros(2), -1.0), "positive definite"),
         (lambda: Gaussian(jnp.zeros(2), jnp.eye(3)), r"cov must have shape \(2, 2\).*got \(3, 3\)"),
@@ -210,16 +258,34 @@ def test_single_precision_stays_single_and_transforms_compose():
         (lambda: Gaussian(jnp.zeros(2), jnp.full((2, 2), jnp.inf)), "cov must be finite"),
         (lambda: Gaussian(["a"], jnp.eye(1)), "mean must be an array of numbers"),
         (lambda: Gaussian(jnp.zeros(1) + 1j, jnp.eye(1)), "mean must hold real numbers"),
-        (lambda: gaussian.velocity(-0.1, jnp.ones(2), *laws.pair(0, 2)), r"t must lie in \[0, 1\], got -0.1"),
-        (lambda: gaussian.velocity(jnp.nan, jnp.ones(2), *laws.pair(0, 2)), r"t must lie in \[0, 1\], got nan"),
-        (lambda: gaussian.velocity(jnp.ones(2), jnp.ones(2), *laws.pair(0, 2)), "t must be a scalar"),
-        (lambda: gaussian.velocity(0.1, jnp.ones(3), *laws.pair(0, 2)), r"x must have shape \(2,\).*got \(3,\)"),
-        (lambda: gaussian.flow_map(0.1, jnp.ones(3), *laws.pair(0, 2)), r"x0 must have shape \(2,\)"),
+        (
+            lambda: gaussian.velocity(-0.1, jnp.ones(2), *laws.pair(0, 2)),
+            r"t must lie in \[0, 1\], got -0.1",
+        ),
+        (
+            lambda: gaussian.velocity(jnp.nan, jnp.ones(2), *laws.pair(0, 2)),
+            r"t must lie in \[0, 1\], got nan",
+        ),
+        (
+            lambda: gaussian.velocity(jnp.ones(2), jnp.ones(2), *laws.pair(0, 2)),
+            "t must be a scalar",
+        ),
+        (
+            lambda: gaussian.velocity(0.1, jnp.ones(3), *laws.pair(0, 2)),
+            r"x must have shape \(2,\).*got \(3,\)",
+        ),
+        (
+            lambda: gaussian.flow_map(0.1, jnp.ones(3), *laws.pair(0, 2)),
+            r"x0 must have shape \(2,\)",
+        ),
         (
             lambda: gaussian.flow_jacobian(0.1, Gaussian.standard(2), Gaussian.standard(3)),
             "agree in dimension, got 2 and 3",
         ),
-        (lambda: gaussian.flow_jacobian(0.1, None, Gaussian.standard(3)), "source must be a cdelta.Gaussian"),
+        (
+            lambda: gaussian.flow_jacobian(0.1, None, Gaussian.standard(3)),
+            "source must be a cdelta.Gaussian",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -1,4 +1,5 @@
-"""Products of Jacobians against matrices known by hand, against each other, and against the two error regimes."""
+"""Products of Jacobians against matrices known by hand, against each other, and against the two
+error regimes."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ EXACT = np.cos(MATRIX @ X0.ravel())[:, None] * MATRIX
 
 
 def test_jvp_and_rows_are_exact():
-    np.testing.assert_allclose(jacobian.jvp(f, X0, PROBES[0]), EXACT @ PROBES[0].ravel(), rtol=1e-12)
+    np.testing.assert_allclose(
+        jacobian.jvp(f, X0, PROBES[0]), EXACT @ PROBES[0].ravel(), rtol=1e-12
+    )
     np.testing.assert_allclose(jacobian.rows(f, X0), EXACT.reshape(4, 2, 3), rtol=1e-12)
     values, rows = jacobian.values_and_rows(f, X0)
     np.testing.assert_array_equal(values, f(X0))
@@ -29,8 +32,12 @@ def test_jvp_and_rows_are_exact():
 
 
 def test_rows_of_a_map_to_an_image_and_of_a_scalar():
-    np.testing.assert_allclose(jacobian.rows(lambda x: f(x).reshape(2, 2), X0), EXACT.reshape(2, 2, 2, 3), rtol=1e-12)
-    np.testing.assert_allclose(jacobian.rows(lambda x: f(x)[1], X0), EXACT[1].reshape(2, 3), rtol=1e-12)
+    np.testing.assert_allclose(
+        jacobian.rows(lambda x: f(x).reshape(2, 2), X0), EXACT.reshape(2, 2, 2, 3), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        jacobian.rows(lambda x: f(x)[1], X0), EXACT[1].reshape(2, 3), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("product", [jacobian.jvp, lambda *a: jacobian.finite_difference(*a, 1e-3)])
@@ -55,7 +62,8 @@ def test_the_primal_is_evaluated_once_whatever_the_number_of_probes(method):
     else:
         jacobian.finite_difference(counted, X0, PROBES, 1e-3)
     jax.effects_barrier()
-    assert len(calls) == (2 if method == "finite_difference" else 1)  # there: once, and once for all probes
+    # there: once, and once for all probes
+    assert len(calls) == (2 if method == "finite_difference" else 1)
 
 
 def test_the_forward_difference_errs_in_proportion_to_eps_and_the_central_one_to_its_square():
@@ -71,8 +79,15 @@ def test_the_forward_difference_errs_in_proportion_to_eps_and_the_central_one_to
 
 
 def test_in_single_precision_a_small_eps_is_rounding():
-    x, probe, exact = X0.astype(jnp.float32), PROBES[0].astype(jnp.float32), EXACT @ PROBES[0].ravel()
-    errors = [np.abs(jacobian.finite_difference(f, x, probe, eps) - exact).max() for eps in (1e-6, 1e-3, 0.3)]
+    x, probe, exact = (
+        X0.astype(jnp.float32),
+        PROBES[0].astype(jnp.float32),
+        EXACT @ PROBES[0].ravel(),
+    )
+    errors = [
+        np.abs(jacobian.finite_difference(f, x, probe, eps) - exact).max()
+        for eps in (1e-6, 1e-3, 0.3)
+    ]
     assert errors[0] > 10 * errors[1] < errors[2]
     assert np.abs(jacobian.jvp(f, x, probe) - exact).max() < 1e-5
 
@@ -82,7 +97,9 @@ def test_products_work_under_jit_and_vmap():
     rows = jax.jit(jax.vmap(lambda x: jacobian.rows(f, x)))(batch)
     for product in (
         jax.jit(jax.vmap(lambda x: jacobian.jvp(f, x, PROBES)))(batch),
-        jax.jit(jax.vmap(lambda x, eps: jacobian.finite_difference(f, x, PROBES, eps), (0, None)))(batch, 1e-6),
+        jax.jit(jax.vmap(lambda x, eps: jacobian.finite_difference(f, x, PROBES, eps), (0, None)))(
+            batch, 1e-6
+        ),
     ):
         np.testing.assert_allclose(product, np.einsum("bnij,pij->bpn", rows, PROBES), atol=1e-4)
 
@@ -91,11 +108,23 @@ def test_products_work_under_jit_and_vmap():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jacobian.jvp(f, X0, PROBES[0, 0]), r"probe must have x0's shape \(2, 3\).*got \(3,\)"),
+        (
+            lambda: jacobian.jvp(f, X0, PROBES[0, 0]),
+            r"probe must have x0's shape \(2, 3\).*got \(3,\)",
+        ),
         (lambda: jacobian.jvp(f, X0, PROBES[None]), "probe must have x0's shape"),
-        (lambda: jacobian.finite_difference(f, X0, PROBES[0].T, 1e-3), "probe must have x0's shape"),
-        (lambda: jacobian.finite_difference(f, X0, PROBES[0], 0.0), "eps must be a finite number other than 0"),
-        (lambda: jacobian.finite_difference(f, X0, PROBES[0], np.nan), "eps must be a finite number other than 0"),
+        (
+            lambda: jacobian.finite_difference(f, X0, PROBES[0].T, 1e-3),
+            "probe must have x0's shape",
+        ),
+        (
+            lambda: jacobian.finite_difference(f, X0, PROBES[0], 0.0),
+            "eps must be a finite number other than 0",
+        ),
+        (
+            lambda: jacobian.finite_difference(f, X0, PROBES[0], np.nan),
+            "eps must be a finite number other than 0",
+        ),
         (lambda: jacobian.rows(f, "latent"), "x0 must be an array of numbers, got str"),
     ],
 )

@@ -17,7 +17,9 @@ def record(tmp_path, monkeypatch):
     path = tmp_path / "ledger.jsonl"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CDELTA_LEDGER", str(path))
-    return lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return lambda: (
+        [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    )
 
 
 def test_pass_is_recorded_and_printed(record, capsys):
@@ -27,14 +29,35 @@ def test_pass_is_recorded_and_printed(record, capsys):
         "PASS T3 · relative error: 0.25 ≤ 1",
         "PASS C3' · ratio: 1.672 ± 0.012 ∈ [1.5, 1.75]",
     ]
-    first = {"claim": "T3", "quantity": "relative error", "value": 0.25, "bound": 1.0, "stderr": None, "passed": True}
-    second = {"claim": "C3'", "quantity": "ratio", "value": 1.672, "bound": [1.5, 1.75], "stderr": 0.0123}
+    first = {
+        "claim": "T3",
+        "quantity": "relative error",
+        "value": 0.25,
+        "bound": 1.0,
+        "stderr": None,
+        "passed": True,
+    }
+    second = {
+        "claim": "C3'",
+        "quantity": "ratio",
+        "value": 1.672,
+        "bound": [1.5, 1.75],
+        "stderr": 0.0123,
+    }
     assert record() == [first, {**second, "passed": True}]
 
 
 @pytest.mark.parametrize(
     ("value", "bound"),
-    [(1.0, 1), (1.0, (1, None)), (1.0, (None, 1)), (-math.inf, 1), (0, 0), (math.inf, (0, None)), (np.ones(()), 1)],
+    [
+        (1.0, 1),
+        (1.0, (1, None)),
+        (1.0, (None, 1)),
+        (-math.inf, 1),
+        (0, 0),
+        (math.inf, (0, None)),
+        (np.ones(()), 1),
+    ],
 )
 def test_bounds_are_inclusive(record, value, bound):
     ledger.check("T1", "q", value, bound)

@@ -23,7 +23,9 @@ def test_conditional_mean_is_regression_on_the_joint_law(t, shape):
     noise = np.block([[np.zeros((shape[0], shape[0])), a], [(1 - t) * np.eye(shape[0]), t * a]])
     joint = noise @ noise.T
     cross, marginal = joint[: shape[0], shape[0] :], joint[shape[0] :, shape[0] :]
-    np.testing.assert_allclose(linear.conditional_mean(t, x, a), cross @ np.linalg.inv(marginal) @ x, atol=1e-12)
+    np.testing.assert_allclose(
+        linear.conditional_mean(t, x, a), cross @ np.linalg.inv(marginal) @ x, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 2)])
@@ -58,7 +60,9 @@ def test_probe_covariance_is_the_schur_complement(k):
 
 def test_probe_covariance_of_one_row():
     a = jnp.array([3.0, 0.0, 4.0])
-    np.testing.assert_allclose(linear.probe_covariance(a), jnp.eye(3) - jnp.outer(a, a) / 25, atol=1e-15)
+    np.testing.assert_allclose(
+        linear.probe_covariance(a), jnp.eye(3) - jnp.outer(a, a) / 25, atol=1e-15
+    )
 
 
 def test_probe_covariance_matches_filtered_probes():
@@ -83,11 +87,26 @@ def test_a_squared_feature_is_invisible_at_the_origin():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: linear.conditional_mean(1.5, jnp.ones(2), jnp.eye(2)), r"t must lie in \[0, 1\], got 1.5"),
-        (lambda: linear.conditional_mean(0.5, jnp.ones(3), jnp.eye(2)), r"x must have shape \(2,\).*got \(3,\)"),
-        (lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.ones(2)), "matrix must have two axes"),
-        (lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.full((2, 2), jnp.nan)), "matrix must be finite"),
-        (lambda: linear.probe_covariance(jnp.ones((2, 3))), "linearly independent rows, got 2 rows of rank 1"),
+        (
+            lambda: linear.conditional_mean(1.5, jnp.ones(2), jnp.eye(2)),
+            r"t must lie in \[0, 1\], got 1.5",
+        ),
+        (
+            lambda: linear.conditional_mean(0.5, jnp.ones(3), jnp.eye(2)),
+            r"x must have shape \(2,\).*got \(3,\)",
+        ),
+        (
+            lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.ones(2)),
+            "matrix must have two axes",
+        ),
+        (
+            lambda: linear.conditional_mean(0.5, jnp.ones(2), jnp.full((2, 2), jnp.nan)),
+            "matrix must be finite",
+        ),
+        (
+            lambda: linear.probe_covariance(jnp.ones((2, 3))),
+            "linearly independent rows, got 2 rows of rank 1",
+        ),
         (lambda: linear.probe_covariance(jnp.zeros(3)), "rank 0"),
         (lambda: linear.probe_covariance(jnp.ones((1, 2, 3))), "held must be a row"),
     ],

@@ -1,4 +1,5 @@
-"""T4–T12 against quadrature, the continuity equation, autodiff and each component's Gaussian flow."""
+"""T4–T12 against quadrature, the continuity equation, autodiff and each component's Gaussian
+flow."""
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,12 @@ def test_density_and_responsibilities_are_bayes_rule(t, d):
                 for weight, mean, cov in zip(target.weights, target.means, target.covs, strict=True)
             ]
         )
-        np.testing.assert_allclose(mixture.log_density(t, x, source, target), np.log(joint.sum()), atol=1e-12)
-        np.testing.assert_allclose(mixture.responsibilities(t, x, source, target), joint / joint.sum(), atol=1e-13)
+        np.testing.assert_allclose(
+            mixture.log_density(t, x, source, target), np.log(joint.sum()), atol=1e-12
+        )
+        np.testing.assert_allclose(
+            mixture.responsibilities(t, x, source, target), joint / joint.sum(), atol=1e-13
+        )
 
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.8])
@@ -50,12 +55,16 @@ def test_velocity_is_the_conditional_expectation_by_quadrature(t):
 
     for x in (-1.0, 0.3, 2.0):
         moments = [
-            scipy.integrate.quad(lambda y, x=x, p=p: y**p * density(y, x), -15, 15, epsabs=1e-14, epsrel=1e-13)[0]
+            scipy.integrate.quad(
+                lambda y, x=x, p=p: y**p * density(y, x), -15, 15, epsabs=1e-14, epsrel=1e-13
+            )[0]
             for p in (0, 1)
         ]
         posterior_mean = moments[1] / moments[0]
         expected = posterior_mean - (x - t * posterior_mean) / (1 - t)
-        np.testing.assert_allclose(mixture.velocity(t, jnp.array([x]), source, target)[0], expected, atol=1e-10)
+        np.testing.assert_allclose(
+            mixture.velocity(t, jnp.array([x]), source, target)[0], expected, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
@@ -76,23 +85,32 @@ def test_closed_derivatives_agree_with_autodiff(t, d):
     source, target = laws.pair_mixture(20 + d, d)
     for x in points(d):
         gradients = jax.jacrev(lambda x: mixture.responsibilities(t, x, source, target))(x)
-        np.testing.assert_allclose(mixture.responsibility_gradients(t, x, source, target), gradients, atol=1e-12)
+        np.testing.assert_allclose(
+            mixture.responsibility_gradients(t, x, source, target), gradients, atol=1e-12
+        )
         jacobian = jax.jacfwd(lambda x: mixture.velocity(t, x, source, target))(x)
         closed = mixture.velocity_jacobian(t, x, source, target)
         np.testing.assert_allclose(closed, jacobian, atol=2e-11)
         probe = jnp.linspace(-1, 1, d)
-        np.testing.assert_allclose(mixture.velocity_jvp(t, x, probe, source, target), closed @ probe, atol=1e-12)
+        np.testing.assert_allclose(
+            mixture.velocity_jvp(t, x, probe, source, target), closed @ probe, atol=1e-12
+        )
 
 
 def test_jacobian_by_central_differences():
     source, target = laws.pair_mixture(30, 3)
     x, step = jnp.array([0.3, -0.5, 1.0]), 1e-5
     columns = [
-        (mixture.velocity(0.6, x + step * e, source, target) - mixture.velocity(0.6, x - step * e, source, target))
+        (
+            mixture.velocity(0.6, x + step * e, source, target)
+            - mixture.velocity(0.6, x - step * e, source, target)
+        )
         / (2 * step)
         for e in jnp.eye(3)
     ]
-    np.testing.assert_allclose(mixture.velocity_jacobian(0.6, x, source, target), np.stack(columns, 1), atol=5e-9)
+    np.testing.assert_allclose(
+        mixture.velocity_jacobian(0.6, x, source, target), np.stack(columns, 1), atol=5e-9
+    )
 
 
 @pytest.mark.parametrize("t", TIMES)
@@ -101,7 +119,9 @@ def test_component_jacobians_are_those_of_the_gaussian_flows(t):
     jacobians = mixture.component_jacobians(t, source, target)
     for k in range(3):
         component = Gaussian(target.means[k], target.covs[k])
-        np.testing.assert_allclose(jacobians[k], gaussian.velocity_jacobian(t, source, component), atol=1e-13)
+        np.testing.assert_allclose(
+            jacobians[k], gaussian.velocity_jacobian(t, source, component), atol=1e-13
+        )
 
 
 def test_holding_the_label_is_regression_within_the_component():
@@ -128,17 +148,27 @@ def test_one_component_is_the_gaussian_flow(t):
         mixture.velocity(t, x, source, target), gaussian.velocity(t, x, source, single), atol=1e-13
     )
     np.testing.assert_allclose(
-        mixture.velocity_jacobian(t, x, source, target), gaussian.velocity_jacobian(t, source, single), atol=1e-13
+        mixture.velocity_jacobian(t, x, source, target),
+        gaussian.velocity_jacobian(t, source, single),
+        atol=1e-13,
     )
 
 
 def test_endpoints():
     source, target = laws.pair_mixture(34, 3)
     for x in points(3):
-        np.testing.assert_allclose(mixture.velocity(0.0, x, source, target), target.mean - x, atol=1e-13)
-        np.testing.assert_allclose(mixture.velocity(1.0, x, source, target), x - source.mean, atol=1e-12)
-        np.testing.assert_allclose(mixture.velocity_jacobian(0.0, x, source, target), -np.eye(3), atol=1e-13)
-        np.testing.assert_allclose(mixture.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11)
+        np.testing.assert_allclose(
+            mixture.velocity(0.0, x, source, target), target.mean - x, atol=1e-13
+        )
+        np.testing.assert_allclose(
+            mixture.velocity(1.0, x, source, target), x - source.mean, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            mixture.velocity_jacobian(0.0, x, source, target), -np.eye(3), atol=1e-13
+        )
+        np.testing.assert_allclose(
+            mixture.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11
+        )
 
 
 def test_equal_covariances_share_one_jacobian():
@@ -162,7 +192,9 @@ def test_local_affinity_bound_holds_and_vanishes_inside_a_component(t):
             rounding = 1e-12 * (1 + np.abs(jacobians).max())
             assert jnp.linalg.norm(velocity - affine) <= bounds[0] + rounding
             assert jnp.linalg.norm(jacobian - jacobians[k]) <= bounds[1] + rounding
-    apart = GaussianMixture(target.weights, 30.0 * jnp.array([[1.0, 0], [0, 1], [-1, -1]]), target.covs)
+    apart = GaussianMixture(
+        target.weights, 30.0 * jnp.array([[1.0, 0], [0, 1], [-1, -1]]), target.covs
+    )
     assert max(mixture.affinity_bound(0.9, 0.9 * apart.means[1], source, apart, 1)) < 1e-10
 
 
@@ -185,24 +217,34 @@ def test_far_tail_is_finite_and_affine_where_every_density_underflows(t, size):
     assert np.exp(outputs[0]) == 0
     if 0 < t < 1:  # the widest component owns the tail
         k = int(jnp.argmax(outputs[1]))
-        np.testing.assert_allclose(outputs[4], mixture.component_jacobians(t, source, target)[k], atol=1e-9)
+        np.testing.assert_allclose(
+            outputs[4], mixture.component_jacobians(t, source, target)[k], atol=1e-9
+        )
 
 
 def test_moments_and_sampling():
     target = laws.mixture(jax.random.key(38), 3)
     draws = np.asarray(target.sample(jax.random.key(0), 200_000))
-    assert np.abs((draws.mean(0) - target.mean) / np.sqrt(np.diag(target.cov) / len(draws))).max() < 4
+    assert (
+        np.abs((draws.mean(0) - target.mean) / np.sqrt(np.diag(target.cov) / len(draws))).max() < 4
+    )
     centred = draws - target.mean
     products = centred[:, :, None] * centred[:, None, :]
-    assert np.abs((products.mean(0) - target.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+    assert (
+        np.abs((products.mean(0) - target.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+    )
 
 
 def test_single_precision_stays_single_and_transforms_compose():
-    source, target = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in laws.pair_mixture(39, 3))
+    source, target = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in laws.pair_mixture(39, 3)
+    )
     xs = points(3).astype(jnp.float32)
     batched = jax.jit(jax.vmap(lambda x: mixture.velocity_jacobian(0.4, x, source, target)))(xs)
     assert batched.dtype == jnp.float32
-    np.testing.assert_allclose(batched[1], mixture.velocity_jacobian(0.4, xs[1], source, target), atol=2e-5)
+    np.testing.assert_allclose(
+        batched[1], mixture.velocity_jacobian(0.4, xs[1], source, target), atol=2e-5
+    )
     assert np.isfinite(jax.grad(lambda t: mixture.velocity(t, xs[0], source, target).sum())(0.4))
 
 
@@ -212,7 +254,9 @@ def test_zero_weights_are_allowed():
     two = GaussianMixture(jnp.array([0.25, 0.75]), target.means[:2], target.covs[:2])
     x = jnp.array([0.2, 0.1])
     np.testing.assert_allclose(
-        mixture.velocity_jacobian(0.5, x, source, without), mixture.velocity_jacobian(0.5, x, source, two), atol=1e-13
+        mixture.velocity_jacobian(0.5, x, source, without),
+        mixture.velocity_jacobian(0.5, x, source, two),
+        atol=1e-13,
     )
 
 
@@ -220,21 +264,53 @@ def test_zero_weights_are_allowed():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: GaussianMixture([0.5, 0.6], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), "sum to one, got a sum of 1.1"),
-        (lambda: GaussianMixture([-0.5, 1.5], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), "must not be negative"),
-        (lambda: GaussianMixture([1.0], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))), r"means must have shape \(K, d\)"),
-        (lambda: GaussianMixture([1.0], jnp.zeros((1, 2)), jnp.ones((1, 2, 3))), r"covs must have shape \(1, 2, 2\)"),
-        (lambda: GaussianMixture([1.0], jnp.zeros((1, 1)), -jnp.ones((1, 1, 1))), "covs must be positive definite"),
-        (lambda: GaussianMixture([], jnp.zeros((0, 1)), jnp.ones((0, 1, 1))), "weights must be a vector"),
-        (lambda: GaussianMixture([1.0], [[jnp.nan]], jnp.ones((1, 1, 1))), "means must be finite"),
-        (lambda: mixture.velocity(2.0, jnp.ones(2), *laws.pair_mixture(0, 2)), r"t must lie in \[0, 1\], got 2"),
-        (lambda: mixture.velocity(0.5, jnp.ones(3), *laws.pair_mixture(0, 2)), r"x must have shape \(2,\)"),
-        (lambda: mixture.velocity(0.5, jnp.ones(2), *laws.pair(0, 2)), "target must be a cdelta.GaussianMixture"),
         (
-            lambda: mixture.velocity(0.5, jnp.ones(2), Gaussian.standard(3), laws.pair_mixture(0, 2)[1]),
+            lambda: GaussianMixture([0.5, 0.6], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
+            "sum to one, got a sum of 1.1",
+        ),
+        (
+            lambda: GaussianMixture([-0.5, 1.5], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
+            "must not be negative",
+        ),
+        (
+            lambda: GaussianMixture([1.0], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
+            r"means must have shape \(K, d\)",
+        ),
+        (
+            lambda: GaussianMixture([1.0], jnp.zeros((1, 2)), jnp.ones((1, 2, 3))),
+            r"covs must have shape \(1, 2, 2\)",
+        ),
+        (
+            lambda: GaussianMixture([1.0], jnp.zeros((1, 1)), -jnp.ones((1, 1, 1))),
+            "covs must be positive definite",
+        ),
+        (
+            lambda: GaussianMixture([], jnp.zeros((0, 1)), jnp.ones((0, 1, 1))),
+            "weights must be a vector",
+        ),
+        (lambda: GaussianMixture([1.0], [[jnp.nan]], jnp.ones((1, 1, 1))), "means must be finite"),
+        (
+            lambda: mixture.velocity(2.0, jnp.ones(2), *laws.pair_mixture(0, 2)),
+            r"t must lie in \[0, 1\], got 2",
+        ),
+        (
+            lambda: mixture.velocity(0.5, jnp.ones(3), *laws.pair_mixture(0, 2)),
+            r"x must have shape \(2,\)",
+        ),
+        (
+            lambda: mixture.velocity(0.5, jnp.ones(2), *laws.pair(0, 2)),
+            "target must be a cdelta.GaussianMixture",
+        ),
+        (
+            lambda: mixture.velocity(
+                0.5, jnp.ones(2), Gaussian.standard(3), laws.pair_mixture(0, 2)[1]
+            ),
             "agree in dimension, got 3 and 2",
         ),
-        (lambda: mixture.affinity_bound(0.5, jnp.ones(2), *laws.pair_mixture(0, 2), 3), "one of 0 ... 2, got 3"),
+        (
+            lambda: mixture.affinity_bound(0.5, jnp.ones(2), *laws.pair_mixture(0, 2), 3),
+            "one of 0 ... 2, got 3",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):

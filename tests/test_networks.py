@@ -1,4 +1,5 @@
-"""Networks against their formulas written out in NumPy, and their derivatives against each other."""
+"""Networks against their formulas written out in NumPy, and their derivatives against each
+other."""
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +16,21 @@ def rngs(seed=0):
 
 
 def filled(make, seed=1, size=0.3):
-    """The network with random numbers for weights: some start at zero, which would hide what follows them."""
+    """The network with random numbers for weights: some start at zero, which would hide what
+    follows them."""
     rng = np.random.default_rng(seed)
     graph, state = nnx.split(nnx.eval_shape(make))
     leaves, tree = jax.tree.flatten(state)
     values = [jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
     network = nnx.merge(graph, jax.tree.unflatten(tree, values))
-    for norm in (module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.BatchNorm)):
+    for norm in (
+        module for _, module in nnx.iter_modules(network) if isinstance(module, nnx.BatchNorm)
+    ):
         norm.var[...] = 0.5 + norm.var[...] ** 2
     return network
 
 
-# ------------------------------------------------------------------------------------------------------------ pieces
+# ------------------------------------------------------------------------------------------- pieces
 
 
 def test_time_features():
@@ -50,7 +54,9 @@ def test_patches_are_folded_and_unfolded():
 def test_upsample_interpolates_between_corners():
     x = np.random.default_rng(0).normal(size=(1, 3, 5, 2))
     rows = np.apply_along_axis(lambda line: np.interp(np.linspace(0, 2, 6), range(3), line), 1, x)
-    both = np.apply_along_axis(lambda line: np.interp(np.linspace(0, 4, 10), range(5), line), 2, rows)
+    both = np.apply_along_axis(
+        lambda line: np.interp(np.linspace(0, 4, 10), range(5), line), 2, rows
+    )
     np.testing.assert_allclose(networks.upsample(jnp.asarray(x)), both, atol=1e-12)
     one = networks.upsample(jnp.ones((1, 1, 1, 1)))
     np.testing.assert_array_equal(one, np.ones((1, 2, 2, 1)))
@@ -59,7 +65,10 @@ def test_upsample_interpolates_between_corners():
 @pytest.mark.parametrize(("reduce", "expected"), [(jnp.max, np.max), (jnp.mean, np.mean)])
 def test_pool(reduce, expected):
     x = np.random.default_rng(0).normal(size=(1, 5, 4, 3))
-    by_hand = [[expected(x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], (0, 1)) for j in range(2)] for i in range(2)]
+    by_hand = [
+        [expected(x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], (0, 1)) for j in range(2)]
+        for i in range(2)
+    ]
     np.testing.assert_allclose(networks.pool(jnp.asarray(x), reduce)[0], by_hand, atol=1e-14)
 
 
@@ -68,16 +77,20 @@ def test_attention_is_a_weighted_mean_of_values():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8))
     weights = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(layer)))
     flat = x.reshape(6, 8)  # one channel a group: each channel is normalised over the pixels
-    h = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-6) * weights["norm"]["scale"] + weights["norm"]["bias"]
+    h = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-6) * weights["norm"]["scale"] + weights[
+        "norm"
+    ]["bias"]
     q, k, v = np.split(h @ weights["inward"]["kernel"] + weights["inward"]["bias"], 3, axis=1)
     expected = np.empty_like(flat)
     for i in range(6):
         w = np.exp([q[i] @ k[j] / np.sqrt(8) for j in range(6)])
-        expected[i] = flat[i] + (w / w.sum()) @ v @ weights["outward"]["kernel"] + weights["outward"]["bias"]
+        expected[i] = (
+            flat[i] + (w / w.sum()) @ v @ weights["outward"]["kernel"] + weights["outward"]["bias"]
+        )
     np.testing.assert_allclose(layer(jnp.asarray(x)).reshape(6, 8), expected, atol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------------------- MLP
+# ---------------------------------------------------------------------------------------------- MLP
 
 
 @pytest.mark.parametrize("time", [0, 6])
@@ -95,7 +108,9 @@ def test_mlp_is_its_formula(time):
 
     frequencies = 1e4 ** np.array([1, 0.5, 0])
     features = np.concatenate([np.sin(frequencies * t), np.cos(frequencies * t)])
-    h = linear("x_in", x.ravel()) + (linear("t_in", features) if time else linear("t_out", silu(linear("t_in", [t]))))
+    h = linear("x_in", x.ravel()) + (
+        linear("t_in", features) if time else linear("t_out", silu(linear("t_in", [t])))
+    )
     h = silu(linear(1, silu(linear(0, h))))
     np.testing.assert_allclose(network(t, x), linear("out", h).reshape(2, 3), atol=1e-6)
 
@@ -106,7 +121,7 @@ def test_mlp_in_both_precisions():
         assert network(jnp.linspace(0, 1, 3)[1], jnp.ones(2, dtype)).dtype == dtype
 
 
-# -------------------------------------------------------------------------------------------------------------- UNet
+# --------------------------------------------------------------------------------------------- UNet
 
 
 def convolution(a, b, side):
@@ -114,7 +129,8 @@ def convolution(a, b, side):
 
 
 def test_paper_unet_has_14_million_parameters():
-    def block(a, b):  # two convolutions with two batch norms, and the projection of the time embedding
+    # two convolutions with two batch norms, and the projection of the time embedding
+    def block(a, b):
         return convolution(a, b, 3) + convolution(b, b, 3) + 2 * 2 * b + (256 * b + b)
 
     down = block(1, 64) + block(64, 128) + block(128, 256) + block(256, 512) + block(512, 512)
@@ -147,12 +163,15 @@ def test_unet_shapes_batches_and_derivatives(name):
     v, jvp, vjp = products(network, 0.4, x, dx, dv)
     assert v.shape == x.shape and v.dtype == jnp.float64
     size = float(jnp.linalg.norm(jvp) * np.linalg.norm(dv))
-    assert abs(float(jnp.vdot(dv, jvp) - jnp.vdot(vjp, dx))) < 1e-13 * size  # forward is the transpose of reverse
+    # forward is the transpose of reverse
+    assert abs(float(jnp.vdot(dv, jvp) - jnp.vdot(vjp, dx))) < 1e-13 * size
     if name != "plain":  # max pooling has kinks
         ends = [products(network, 0.4, x + step * dx, dx, dv)[0] for step in (1e-5, -1e-5)]
         central = (ends[0] - ends[1]) / 2e-5
         assert float(jnp.linalg.norm(central - jvp) / jnp.linalg.norm(jvp)) < 1e-8
-    batch = jax.jit(lambda n, t, x: jax.vmap(n)(t, x))(network, jnp.array([0.9, 0.4]), jnp.stack([dx, x]))
+    batch = jax.jit(lambda n, t, x: jax.vmap(n)(t, x))(
+        network, jnp.array([0.9, 0.4]), jnp.stack([dx, x])
+    )
     np.testing.assert_allclose(batch[1], v, atol=1e-12 * float(jnp.abs(v).max()))
 
 
@@ -170,7 +189,7 @@ def test_small_unet_starts_as_the_zero_velocity():
     assert v.shape == (8, 8) and float(jnp.abs(v).max()) == 0
 
 
-# -------------------------------------------------------------------------------------------------------- classifier
+# --------------------------------------------------------------------------------------- classifier
 
 
 def test_resnet50_has_its_size():
@@ -192,7 +211,8 @@ def test_resnet50_has_its_size():
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_classifier(shape, bottleneck):
     network = filled(
-        lambda: networks.Classifier(shape, 5, (8, 16), (1, 2), bottleneck=bottleneck, rngs=rngs()), size=0.1
+        lambda: networks.Classifier(shape, 5, (8, 16), (1, 2), bottleneck=bottleneck, rngs=rngs()),
+        size=0.1,
     )
     x, dx = np.random.default_rng(0).normal(size=(2, *shape))
 
@@ -207,7 +227,7 @@ def test_classifier(shape, bottleneck):
     np.testing.assert_allclose(batch[1], logits, atol=1e-12)
 
 
-# -------------------------------------------------------------------------------------------------- x1 prediction
+# ------------------------------------------------------------------------------------ x1 prediction
 
 
 def two_gaussians():
@@ -217,25 +237,34 @@ def two_gaussians():
 
 def test_velocity_from_the_exact_target_is_the_exact_velocity():
     source, target = two_gaussians()
-    velocity = networks.VelocityFromTarget(lambda t, x: gaussian.conditional_mean(t, x, source, target), last=0.99)
+    velocity = networks.VelocityFromTarget(
+        lambda t, x: gaussian.conditional_mean(t, x, source, target), last=0.99
+    )
     x = jnp.array([0.7, -1.1])
     for t in (0.0, 0.3, 0.9, 0.99):
-        np.testing.assert_allclose(velocity(t, x), gaussian.velocity(t, x, source, target), atol=1e-12)
+        np.testing.assert_allclose(
+            velocity(t, x), gaussian.velocity(t, x, source, target), atol=1e-12
+        )
 
 
 def test_velocity_from_target_is_finite_at_the_end_and_off_by_the_order_it_says():
     source, target = two_gaussians()
-    x, exact = jnp.array([0.7, -1.1]), gaussian.velocity(1.0, jnp.array([0.7, -1.1]), source, target)
+    x, exact = (
+        jnp.array([0.7, -1.1]),
+        gaussian.velocity(1.0, jnp.array([0.7, -1.1]), source, target),
+    )
     errors = []
     for last in (0.99, 0.999, 0.9999):
-        v = networks.VelocityFromTarget(lambda t, x: gaussian.conditional_mean(t, x, source, target), last)
+        v = networks.VelocityFromTarget(
+            lambda t, x: gaussian.conditional_mean(t, x, source, target), last
+        )
         errors.append(float(jnp.linalg.norm(v(1.0, x) - exact)))
     slopes = -np.diff(np.log10(errors))
     assert np.abs(slopes - 1).max() < 0.05, errors  # first order in 1 - last
     assert np.isfinite(jax.jacfwd(lambda x: v(1.0, x))(x)).all()
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -244,18 +273,33 @@ def test_velocity_from_target_is_finite_at_the_end_and_off_by_the_order_it_says(
     [
         (lambda: networks.MLP(0, rngs=rngs()), "shape"),
         (lambda: networks.MLP(2, width=0, rngs=rngs()), "width"),
-        (lambda: networks.MLP(2, rngs=rngs())(0.5, jnp.ones(3)), r"x must have shape \(2,\).*got \(3,\)"),
-        (lambda: networks.MLP(2, rngs=rngs())(1.5, jnp.ones(2)), r"t must lie in \[0, 1\], got 1.5"),
+        (
+            lambda: networks.MLP(2, rngs=rngs())(0.5, jnp.ones(3)),
+            r"x must have shape \(2,\).*got \(3,\)",
+        ),
+        (
+            lambda: networks.MLP(2, rngs=rngs())(1.5, jnp.ones(2)),
+            r"t must lie in \[0, 1\], got 1.5",
+        ),
         (lambda: networks.MLP(2, rngs=rngs())(jnp.zeros(4), jnp.ones(2)), "t must be a scalar"),
         (lambda: networks.UNet((9, 9), (4, 8), patch=2, rngs=rngs()), "patch"),
         (lambda: networks.UNet((8, 8), (4,), rngs=rngs()), "channels"),
         (lambda: networks.UNet((8,), (4, 8), rngs=rngs()), "shape must be"),
-        (lambda: networks.UNet((8, 8), (4, 8), time=8, rngs=rngs())(0.5, jnp.ones((2, 8, 8))), "x must have shape"),
+        (
+            lambda: networks.UNet((8, 8), (4, 8), time=8, rngs=rngs())(0.5, jnp.ones((2, 8, 8))),
+            "x must have shape",
+        ),
         (lambda: networks.Classifier((8, 8), 0, rngs=rngs()), "outputs"),
         (lambda: networks.Classifier((8, 8), 2, (4, 8), (1,), rngs=rngs()), "depths"),
-        (lambda: networks.Classifier((8, 8), 2, rngs=rngs())(jnp.ones((8, 7))), "x must have shape"),
+        (
+            lambda: networks.Classifier((8, 8), 2, rngs=rngs())(jnp.ones((8, 7))),
+            "x must have shape",
+        ),
         (lambda: networks.VelocityFromTarget(lambda t, x: x, last=1.0), "last"),
-        (lambda: networks.VelocityFromTarget(lambda t, x: x[:1])(0.5, jnp.ones(2)), "prediction must have shape"),
+        (
+            lambda: networks.VelocityFromTarget(lambda t, x: x[:1])(0.5, jnp.ones(2)),
+            "prediction must have shape",
+        ),
     ],
 )
 def test_refusals(make, message):

@@ -1,4 +1,5 @@
-"""What is installed and what it needs: cdelta alone, without what only the book and the tests use."""
+"""What is installed and what it needs: cdelta alone, without what only the book and the tests
+use."""
 
 import os
 import re
@@ -62,16 +63,31 @@ def test_importing_cdelta_loads_nothing_that_was_not_asked_for():
 
 
 def test_wheel_holds_the_package_alone(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
     done = subprocess.run(
-        [*command, str(source)], capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"}
+        [*command, str(source)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PIP_NO_INPUT": "1"},
     )
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    tracked = subprocess.run(["git", "ls-files", "cdelta"], cwd=source, capture_output=True, text=True, check=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "cdelta"], cwd=source, capture_output=True, text=True, check=True
+    )
     assert {name for name in names if ".dist-info/" not in name} == set(tracked.stdout.split())
     assert any(name.endswith("LICENSE") for name in names)
 
@@ -80,19 +96,28 @@ def test_requirements_lock_what_the_project_names():
     """Every dependency is locked to one version (or one for each Python), and no host is named."""
     text = (ROOT / "requirements.txt").read_text("utf-8")
     locked = {line.split("==")[0] for line in text.splitlines() if "==" in line}
-    extras = [requirement for group in PROJECT["optional-dependencies"].values() for requirement in group]
+    extras = [
+        requirement for group in PROJECT["optional-dependencies"].values() for requirement in group
+    ]
     names = {
-        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0] for requirement in PROJECT["dependencies"] + extras
+        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        for requirement in PROJECT["dependencies"] + extras
     }
     assert names - locked == {"cdelta"}
     assert "://" not in text and "--index" not in text and "@" not in text
-    assert all("==" in line or not line or line.startswith((" ", "#")) for line in text.splitlines())
+    assert all(
+        "==" in line or not line or line.startswith((" ", "#")) for line in text.splitlines()
+    )
 
 
 def test_the_readme_example_runs(tmp_path):
-    example, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    example, *_ = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     numbers = [float(number) for number in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", done.stdout)]
     assert len(numbers) == 12

@@ -1,4 +1,5 @@
-"""C5 against quadrature, brute-force sums over the data, autodiff, and mixtures with a component a point."""
+"""C5 against quadrature, brute-force sums over the data, autodiff, and mixtures with a component a
+point."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,18 @@ def dataset(n=7, d=3, bandwidth=0.0, seed=0):
 
 
 def sources(d=3):
-    return {"isotropic": Gaussian(0.3 * jnp.ones(d), 0.8), "dense": laws.gaussian(jax.random.key(50), d)}
+    return {
+        "isotropic": Gaussian(0.3 * jnp.ones(d), 0.8),
+        "dense": laws.gaussian(jax.random.key(50), d),
+    }
 
 
 def brute_force(t, x, source, points):
-    """Posterior weights of the points by their densities: only (x - t y)/(1 - t) could have been the noise."""
-    logs = scipy.stats.multivariate_normal(source.mean, source.cov).logpdf((x - t * np.asarray(points)) / (1 - t))
+    """Posterior weights of the points by their densities: only (x - t y)/(1 - t) could have been
+    the noise."""
+    logs = scipy.stats.multivariate_normal(source.mean, source.cov).logpdf(
+        (x - t * np.asarray(points)) / (1 - t)
+    )
     return scipy.special.softmax(np.atleast_1d(logs))
 
 
@@ -40,7 +47,10 @@ def test_posterior_of_a_dataset_is_a_weighted_sum(t, kind):
     np.testing.assert_allclose(posterior.mean(t, x, source, target), mean, atol=1e-13)
     cov = (weights[:, None] * centred).T @ centred
     np.testing.assert_allclose(posterior.cov(t, x, source, target), cov, atol=1e-13)
-    velocity = (weights[:, None] * (np.asarray(target.points) - (x - t * np.asarray(target.points)) / (1 - t))).sum(0)
+    velocity = (
+        weights[:, None]
+        * (np.asarray(target.points) - (x - t * np.asarray(target.points)) / (1 - t))
+    ).sum(0)
     np.testing.assert_allclose(posterior.velocity(t, x, source, target), velocity, atol=1e-12)
 
 
@@ -52,7 +62,10 @@ def test_widened_dataset_is_a_mixture_with_a_component_a_point(t, kind):
     x, probe = jnp.array([0.4, -0.2, 1.0]), jnp.array([1.0, 0.5, -0.3])
     for function in FUNCTIONS:
         np.testing.assert_allclose(
-            function(t, x, source, target), function(t, x, source, components), atol=2e-12, err_msg=function.__name__
+            function(t, x, source, target),
+            function(t, x, source, components),
+            atol=2e-12,
+            err_msg=function.__name__,
         )
     np.testing.assert_allclose(
         posterior.velocity_jvp(t, x, probe, source, target),
@@ -81,12 +94,18 @@ def test_jacobian_of_the_velocity_is_the_posterior_covariance(t, kind, target):
     closed = posterior.velocity_jacobian(t, x, source, target)
     np.testing.assert_allclose(from_cov, derivative, atol=1e-11)
     np.testing.assert_allclose(closed, derivative, atol=1e-11)
-    np.testing.assert_allclose(posterior.velocity_jvp(t, x, probe, source, target), derivative @ probe, atol=1e-11)
+    np.testing.assert_allclose(
+        posterior.velocity_jvp(t, x, probe, source, target), derivative @ probe, atol=1e-11
+    )
     mean = posterior.mean(t, x, source, target)
-    np.testing.assert_allclose(posterior.velocity(t, x, source, target), (mean - x) / (1 - t), atol=1e-12)
+    np.testing.assert_allclose(
+        posterior.velocity(t, x, source, target), (mean - x) / (1 - t), atol=1e-12
+    )
     # the denoiser's derivative is the same covariance, seen from x1
     denoiser = jax.jacfwd(lambda x: posterior.mean(t, x, source, target))(x)
-    np.testing.assert_allclose(denoiser, t / (1 - t) ** 2 * cov @ np.linalg.inv(source.cov), atol=1e-11)
+    np.testing.assert_allclose(
+        denoiser, t / (1 - t) ** 2 * cov @ np.linalg.inv(source.cov), atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.8])
@@ -100,7 +119,9 @@ def test_moments_by_quadrature(t):
     x = 0.4
     moments = [
         scipy.integrate.quad(
-            lambda y, p=p: y**p * sum(w * pdf(y) for w, pdf in components) * noise((x - t * y) / (1 - t)),
+            lambda y, p=p: (
+                y**p * sum(w * pdf(y) for w, pdf in components) * noise((x - t * y) / (1 - t))
+            ),
             -15,
             15,
             epsabs=1e-15,
@@ -121,9 +142,14 @@ def test_gaussian_target_agrees_with_its_own_module(t):
     source, target = laws.pair(53, 3)
     x = jnp.array([0.4, -0.2, 1.0])
     np.testing.assert_allclose(
-        posterior.mean(t, x, source, target), gaussian.conditional_mean(t, x, source, target), atol=1e-13
+        posterior.mean(t, x, source, target),
+        gaussian.conditional_mean(t, x, source, target),
+        atol=1e-13,
     )
-    joint_cov = target.cov - t**2 * target.cov @ np.linalg.inv(gaussian.cov_at(t, source, target)) @ target.cov
+    joint_cov = (
+        target.cov
+        - t**2 * target.cov @ np.linalg.inv(gaussian.cov_at(t, source, target)) @ target.cov
+    )
     np.testing.assert_allclose(posterior.cov(t, x, source, target), joint_cov, atol=1e-12)
 
 
@@ -134,13 +160,19 @@ def test_endpoints_are_finite(kind, target):
     x, probe = jnp.array([0.4, -0.2, 1.0]), jnp.array([1.0, 0.5, -0.3])
     mean = target.mean
     np.testing.assert_allclose(posterior.velocity(0.0, x, source, target), mean - x, atol=1e-13)
-    np.testing.assert_allclose(posterior.velocity(1.0, x, source, target), x - source.mean, atol=1e-12)
+    np.testing.assert_allclose(
+        posterior.velocity(1.0, x, source, target), x - source.mean, atol=1e-12
+    )
     np.testing.assert_allclose(posterior.mean(0.0, x, source, target), mean, atol=1e-13)
     np.testing.assert_allclose(posterior.mean(1.0, x, source, target), x, atol=1e-12)
     np.testing.assert_allclose(posterior.cov(0.0, x, source, target), target.cov, atol=1e-12)
     np.testing.assert_allclose(posterior.cov(1.0, x, source, target), np.zeros((3, 3)), atol=1e-12)
-    np.testing.assert_allclose(posterior.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11)
-    np.testing.assert_allclose(posterior.velocity_jvp(1.0, x, probe, source, target), probe, atol=1e-11)
+    np.testing.assert_allclose(
+        posterior.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11
+    )
+    np.testing.assert_allclose(
+        posterior.velocity_jvp(1.0, x, probe, source, target), probe, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("bandwidth", [0.0, 0.2])
@@ -159,8 +191,12 @@ def test_close_to_one_the_nearest_point_takes_all():
     x = 0.7 * target.points[4] + 0.3 * target.points[2]
     nearest = jnp.argmin(jnp.linalg.norm(target.points - x, axis=1))
     t = 0.9999
-    np.testing.assert_allclose(posterior.mean(t, x, source, target), target.points[nearest], atol=1e-12)
-    np.testing.assert_allclose(posterior.velocity_jacobian(t, x, source, target), -np.eye(3) / (1 - t), rtol=1e-9)
+    np.testing.assert_allclose(
+        posterior.mean(t, x, source, target), target.points[nearest], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        posterior.velocity_jacobian(t, x, source, target), -np.eye(3) / (1 - t), rtol=1e-9
+    )
 
 
 def test_images_keep_their_shape_and_single_precision():
@@ -176,14 +212,22 @@ def test_images_keep_their_shape_and_single_precision():
     double = [jax.tree.map(lambda leaf: leaf.astype(jnp.float64), law) for law in (source, target)]
     exact = posterior.velocity(0.6, x.astype(jnp.float64), *double)
     np.testing.assert_allclose(velocity, exact, atol=1e-5)
-    derivative = jax.jvp(lambda x: posterior.velocity(0.6, x, *double), (x.astype(float),), (probe.astype(float),))[1]
-    np.testing.assert_allclose(posterior.velocity_jvp(0.6, x, probe, *double), derivative, atol=1e-11)
+    derivative = jax.jvp(
+        lambda x: posterior.velocity(0.6, x, *double), (x.astype(float),), (probe.astype(float),)
+    )[1]
+    np.testing.assert_allclose(
+        posterior.velocity_jvp(0.6, x, probe, *double), derivative, atol=1e-11
+    )
 
 
 def largest_intermediate(function, *arguments):
     def sizes(jaxpr):
         for equation in jaxpr.eqns:
-            yield from (variable.aval.size for variable in equation.outvars if hasattr(variable.aval, "size"))
+            yield from (
+                variable.aval.size
+                for variable in equation.outvars
+                if hasattr(variable.aval, "size")
+            )
             for value in equation.params.values():
                 if hasattr(value, "jaxpr"):
                     yield from sizes(value.jaxpr)
@@ -200,7 +244,9 @@ def test_nothing_of_the_size_of_a_jacobian_is_formed(times):
     axis = 0 if times == "own" else None
     ts = ts if times == "own" else ts[0]
     velocity = jax.vmap(lambda t, x: posterior.velocity(t, x, source, target), (axis, 0))
-    product = jax.vmap(lambda t, x, p: posterior.velocity_jvp(t, x, p, source, target), (axis, 0, 0))
+    product = jax.vmap(
+        lambda t, x, p: posterior.velocity_jvp(t, x, p, source, target), (axis, 0, 0)
+    )
     limit = max(n * d, batch * n, batch * d)
     assert limit < d * d
     assert largest_intermediate(velocity, ts, xs) <= limit
@@ -210,10 +256,14 @@ def test_nothing_of_the_size_of_a_jacobian_is_formed(times):
 def test_moments_and_sampling_of_a_dataset():
     target = dataset(bandwidth=0.5)
     draws = np.asarray(target.sample(jax.random.key(0), 200_000))
-    assert np.abs((draws.mean(0) - target.mean) / np.sqrt(np.diag(target.cov) / len(draws))).max() < 4
+    assert (
+        np.abs((draws.mean(0) - target.mean) / np.sqrt(np.diag(target.cov) / len(draws))).max() < 4
+    )
     centred = draws - np.asarray(target.mean)
     products = centred[:, :, None] * centred[:, None, :]
-    assert np.abs((products.mean(0) - target.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+    assert (
+        np.abs((products.mean(0) - target.cov) / (products.std(0) / np.sqrt(len(draws)))).max() < 4
+    )
     exact = dataset().sample(jax.random.key(1), 50)
     assert (exact[:, None, :] == dataset().points[None]).all(-1).any(1).all()
 
@@ -222,25 +272,53 @@ def test_moments_and_sampling_of_a_dataset():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Empirical(jnp.zeros((0, 3))), r"points must have shape \(n, ...\) with n >= 1, got \(0, 3\)"),
+        (
+            lambda: Empirical(jnp.zeros((0, 3))),
+            r"points must have shape \(n, ...\) with n >= 1, got \(0, 3\)",
+        ),
         (lambda: Empirical(jnp.zeros(3)), "points must have shape"),
         (lambda: Empirical(jnp.full((2, 2), jnp.nan)), "points must be finite"),
-        (lambda: Empirical(jnp.zeros((2, 2)), -1.0), "bandwidth must be finite and not negative, got -1"),
-        (lambda: Empirical(jnp.zeros((2, 2)), jnp.ones(2)), "bandwidth must have shape"),
-        (lambda: posterior.velocity(0.5, jnp.ones(2), Gaussian.standard(3), dataset()), r"x must have shape \(3,\)"),
-        (lambda: posterior.velocity(0.5, jnp.ones(3), Gaussian.standard(2), dataset()), "dimension, got 2 and 3"),
-        (lambda: posterior.velocity(0.5, jnp.ones(3), dataset(), dataset()), "source must be a cdelta.Gaussian"),
-        (lambda: posterior.mean(0.5, jnp.ones(3), Gaussian.standard(3), 1.0), "target must be a Gaussian, Gaussian"),
-        (lambda: posterior.velocity(0.5, jnp.ones(3), Gaussian.standard(3), 1.0), "target must be a "),
         (
-            lambda: posterior.velocity_jvp(0.5, jnp.ones(3), jnp.ones(2), Gaussian.standard(3), dataset()),
+            lambda: Empirical(jnp.zeros((2, 2)), -1.0),
+            "bandwidth must be finite and not negative, got -1",
+        ),
+        (lambda: Empirical(jnp.zeros((2, 2)), jnp.ones(2)), "bandwidth must have shape"),
+        (
+            lambda: posterior.velocity(0.5, jnp.ones(2), Gaussian.standard(3), dataset()),
+            r"x must have shape \(3,\)",
+        ),
+        (
+            lambda: posterior.velocity(0.5, jnp.ones(3), Gaussian.standard(2), dataset()),
+            "dimension, got 2 and 3",
+        ),
+        (
+            lambda: posterior.velocity(0.5, jnp.ones(3), dataset(), dataset()),
+            "source must be a cdelta.Gaussian",
+        ),
+        (
+            lambda: posterior.mean(0.5, jnp.ones(3), Gaussian.standard(3), 1.0),
+            "target must be a Gaussian, Gaussian",
+        ),
+        (
+            lambda: posterior.velocity(0.5, jnp.ones(3), Gaussian.standard(3), 1.0),
+            "target must be a ",
+        ),
+        (
+            lambda: posterior.velocity_jvp(
+                0.5, jnp.ones(3), jnp.ones(2), Gaussian.standard(3), dataset()
+            ),
             r"tangent must have shape \(3,\)",
         ),
         (
-            lambda: posterior.velocity_jacobian(0.5, jnp.ones(2), Gaussian.standard(3), Gaussian.standard(3)),
+            lambda: posterior.velocity_jacobian(
+                0.5, jnp.ones(2), Gaussian.standard(3), Gaussian.standard(3)
+            ),
             r"x must have shape \(3,\)",
         ),
-        (lambda: posterior.cov(-0.5, jnp.ones(3), Gaussian.standard(3), dataset()), "t must lie in"),
+        (
+            lambda: posterior.cov(-0.5, jnp.ones(3), Gaussian.standard(3), dataset()),
+            "t must lie in",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -252,6 +330,9 @@ def test_gaussian_and_mixture_targets_use_their_closed_forms():
     source, target = laws.pair_mixture(54, 2)
     x = jnp.array([0.1, 0.2])
     np.testing.assert_array_equal(
-        posterior.velocity_jacobian(0.4, x, source, target), mixture.velocity_jacobian(0.4, x, source, target)
+        posterior.velocity_jacobian(0.4, x, source, target),
+        mixture.velocity_jacobian(0.4, x, source, target),
     )
-    np.testing.assert_array_equal(posterior.velocity(0.4, x, source, source), gaussian.velocity(0.4, x, source, source))
+    np.testing.assert_array_equal(
+        posterior.velocity(0.4, x, source, source), gaussian.velocity(0.4, x, source, source)
+    )

@@ -14,7 +14,8 @@ RNG = np.random.default_rng(0)
 
 def test_in_one_dimension_it_is_the_best_assignment():
     x, y = RNG.normal(size=(12, 1)), RNG.normal(2.0, 3.0, size=(8, 1))
-    # 24 copies of each: the best assignment between equal numbers is the transport between unequal ones
+    # 24 copies of each: the best assignment between equal numbers is the transport between unequal
+    # ones
     a, b = np.repeat(x, 2, 0), np.repeat(y, 3, 0)
     cost = (a - b.T) ** 2
     best = np.sqrt(cost[linear_sum_assignment(cost)].mean())
@@ -25,14 +26,16 @@ def test_in_one_dimension_it_is_the_best_assignment():
 def test_of_a_shift():
     x, shift = RNG.normal(size=(50, 2, 3)), RNG.normal(size=(2, 3))
     found = quality.sliced_wasserstein(x, x + shift, KEY, directions=20_000)
-    assert abs(found.value - np.linalg.norm(shift) / np.sqrt(6)) < 4 * found.stderr  # E (θ·s)² = |s|²/d
+    # E (θ·s)² = |s|²/d
+    assert abs(found.value - np.linalg.norm(shift) / np.sqrt(6)) < 4 * found.stderr
     assert quality.sliced_wasserstein(x, x[::-1], KEY) == (0.0, 0.0)
 
 
 def test_of_two_normals():
     x, y = RNG.normal(size=(200_000, 2)), 3 * RNG.normal(size=(150_000, 2))
     found = quality.sliced_wasserstein(x, y, KEY, directions=8)
-    assert abs(found.value - 2) < 0.02  # W2(N(0,1), N(0,9)) = 3 - 1; the samples' own error is about 1/√n
+    # W2(N(0,1), N(0,9)) = 3 - 1; the samples' own error is about 1/√n
+    assert abs(found.value - 2) < 0.02
 
 
 def test_in_single_precision():
@@ -63,10 +66,19 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quality.sliced_wasserstein(np.ones((0, 2)), np.ones((3, 2)), KEY), "x must hold samples"),
+        (
+            lambda: quality.sliced_wasserstein(np.ones((0, 2)), np.ones((3, 2)), KEY),
+            "x must hold samples",
+        ),
         (lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 4)), KEY), "one shape"),
-        (lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 2)), KEY, 1), "directions"),
-        (lambda: quality.sliced_wasserstein(np.array([[np.nan]]), np.ones((3, 1)), KEY), "x must be finite"),
+        (
+            lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 2)), KEY, 1),
+            "directions",
+        ),
+        (
+            lambda: quality.sliced_wasserstein(np.array([[np.nan]]), np.ones((3, 1)), KEY),
+            "x must be finite",
+        ),
         (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 4))), "one shape"),
         (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones(3)), "data must hold samples"),
         (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 3)), 0), "batch"),

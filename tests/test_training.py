@@ -1,4 +1,5 @@
-"""The training loop against closed-form recursions, exact minima of the losses, and itself after a kill."""
+"""The training loop against closed-form recursions, exact minima of the losses, and itself after a
+kill."""
 
 import os
 import signal
@@ -31,7 +32,7 @@ def weights(network):
 fit = partial(training.fit, progress=False)
 
 
-# --------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 def test_one_time_in_each_stratum():
@@ -44,7 +45,8 @@ def test_one_time_in_each_stratum():
     [
         # N(0,1) to N(0,1): Var(x1 - x0 | x_t) = 1/((1-t)² + t²), of which the mean over t is π/2;
         (training.loss, lambda t, x: (2 * t - 1) / ((1 - t) ** 2 + t**2) * x, np.pi / 2),
-        # Var(x1 | x_t) = (1-t)²/((1-t)² + t²), of which it is 1/2 (add the same with t and 1-t exchanged)
+        # Var(x1 | x_t) = (1-t)²/((1-t)² + t²), of which it is 1/2 (add the same with t and 1-t
+        # exchanged)
         (training.target_loss, lambda t, x: t / ((1 - t) ** 2 + t**2) * x, 0.5),
     ],
 )
@@ -56,7 +58,9 @@ def test_the_loss_of_the_exact_answer_is_the_posterior_variance(objective, netwo
     values = jax.vmap(partial(value, network=network))(jax.random.split(KEY, 400))
     assert abs(values.mean() - minimum) / (values.std() / 20) < 4
     # A wrong answer costs the square of its error, exactly in expectation.
-    worse = jax.vmap(partial(value, network=lambda t, x: network(t, x) + 0.5))(jax.random.split(KEY, 400))
+    worse = jax.vmap(partial(value, network=lambda t, x: network(t, x) + 0.5))(
+        jax.random.split(KEY, 400)
+    )
     excess = worse - values
     assert abs(excess.mean() - 0.25) / (excess.std() / 20) < 4
 
@@ -68,7 +72,9 @@ def test_a_target_can_be_judged_by_its_velocity():
     x1, last = jax.random.normal(KEY, (300, 2)), 1 - 1e-6
     velocity = networks.VelocityFromTarget(target, last)
     expected = training.loss(lambda t, x: velocity(t, x), KEY, x1)
-    np.testing.assert_allclose(training.target_velocity_loss(target, KEY, x1, last=last), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        training.target_velocity_loss(target, KEY, x1, last=last), expected, rtol=1e-9
+    )
     # beyond last the weight stays
     late = training.target_velocity_loss(lambda t, x: 0 * x, KEY, jnp.ones((300, 2)), last=0.1)
     t = training._interpolated(KEY, jnp.ones((300, 2)), training.standard_normal)[0]
@@ -76,7 +82,10 @@ def test_a_target_can_be_judged_by_its_velocity():
 
 
 def test_another_source():
-    source, target = Gaussian(jnp.array([2.0]), jnp.array([[0.25]])), Gaussian(jnp.array([-1.0]), jnp.array([[1.0]]))
+    source, target = (
+        Gaussian(jnp.array([2.0]), jnp.array([[0.25]])),
+        Gaussian(jnp.array([-1.0]), jnp.array([[1.0]])),
+    )
 
     def draw(key, like):
         return source.sample(key, len(like))
@@ -87,7 +96,8 @@ def test_another_source():
         return training.loss(exact, key, target.sample(key_x, 500), draw)
 
     values = jax.vmap(value)(jax.random.split(KEY, 400))
-    # Var(x1 - x0 | x_t) = a b / ((1-t)² a + t² b) for variances a and b; its mean over t is √(ab) π/2
+    # Var(x1 - x0 | x_t) = a b / ((1-t)² a + t² b) for variances a and b; its mean over t is √(ab)
+    # π/2
     assert abs(values.mean() - 0.5 * np.pi / 2) / (values.std() / 20) < 4
 
 
@@ -95,7 +105,9 @@ def test_losses_of_classifiers():
     images, labels = jnp.zeros((6, 4)), jnp.arange(6) % 3
     logits = jnp.array([1.0, 2.0, 3.0])
     expected = np.log(np.exp(logits).sum()) - 2.0
-    np.testing.assert_allclose(training.cross_entropy(lambda x: logits, KEY, (images, labels)), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        training.cross_entropy(lambda x: logits, KEY, (images, labels)), expected, atol=1e-12
+    )
     marks = jnp.stack([labels == 0, labels == 1], -1).astype(float)
     # softplus(z) - y z, with z = (1, -2) and a third of each label set
     expected = np.mean([np.log1p(np.exp(1.0)) - 1 / 3, np.log1p(np.exp(-2.0)) + 2 / 3])
@@ -103,7 +115,7 @@ def test_losses_of_classifiers():
     np.testing.assert_allclose(value, expected, atol=1e-12)
 
 
-# --------------------------------------------------------------------------------------------- the loop, in closed form
+# ------------------------------------------------------------------------- the loop, in closed form
 
 
 class Number(nnx.Module):
@@ -119,16 +131,36 @@ def distance(network, key, batch):
 
 def test_gradient_descent_and_average_follow_their_recursions():
     data, rate, steps, ema = np.arange(10.0), 0.1, 30, 0.6
-    result = fit(Number(), data, KEY, steps=steps, batch=10, objective=distance, optimizer=optax.sgd(rate), ema=0)
+    result = fit(
+        Number(),
+        data,
+        KEY,
+        steps=steps,
+        batch=10,
+        objective=distance,
+        optimizer=optax.sgd(rate),
+        ema=0,
+    )
     w = [4.5 + (3.0 - 4.5) * (1 - 2 * rate) ** k for k in range(steps + 1)]
     np.testing.assert_allclose(result.network.w[...], w[-1], atol=1e-12)
-    np.testing.assert_allclose(result.losses, [(x - 4.5) ** 2 + data.var() for x in w[:-1]], atol=1e-12)
+    np.testing.assert_allclose(
+        result.losses, [(x - 4.5) ** 2 + data.var() for x in w[:-1]], atol=1e-12
+    )
 
     average = w[0]
     for k in range(steps):
         keep = min(ema, (1 + k) / (10 + k))
         average = keep * average + (1 - keep) * w[k + 1]
-    result = fit(Number(), data, KEY, steps=steps, batch=10, objective=distance, optimizer=optax.sgd(rate), ema=ema)
+    result = fit(
+        Number(),
+        data,
+        KEY,
+        steps=steps,
+        batch=10,
+        objective=distance,
+        optimizer=optax.sgd(rate),
+        ema=ema,
+    )
     np.testing.assert_allclose(result.network.w[...], average, atol=1e-12)
 
 
@@ -146,20 +178,28 @@ def test_every_row_once_an_epoch_in_a_new_order():
     np.testing.assert_array_equal(np.sort(rows, 1), np.tile(np.arange(10), (4, 1)))
     assert len({tuple(row) for row in rows}) == 4
     np.testing.assert_array_equal(training._array_batches(np.arange(10), KEY, 4)(7), batch_at(7))
-    assert sorted(training._array_batches(np.arange(2), KEY, 5)(0).tolist())[1:4] != [0, 0, 0]  # fewer rows than batch
+    # fewer rows than batch
+    assert sorted(training._array_batches(np.arange(2), KEY, 5)(0).tolist())[1:4] != [0, 0, 0]
 
 
 def test_running_averages_of_batch_norm_come_back():
     class Normed(nnx.Module):
         def __init__(self):
-            self.norm = nnx.BatchNorm(1, use_running_average=True, momentum=0.9, axis_name="batch", rngs=nnx.Rngs(0))
+            self.norm = nnx.BatchNorm(
+                1, use_running_average=True, momentum=0.9, axis_name="batch", rngs=nnx.Rngs(0)
+            )
 
         def __call__(self, t, x):
             return self.norm(x[None])[0]
 
     data = np.random.default_rng(0).normal(3.0, 2.0, (64, 1)).astype(np.float32)
     result = fit(
-        Normed(), data, KEY, steps=5, batch=64, objective=lambda n, k, x: training._batched(n)(x[:, 0], x).sum()
+        Normed(),
+        data,
+        KEY,
+        steps=5,
+        batch=64,
+        objective=lambda n, k, x: training._batched(n)(x[:, 0], x).sum(),
     )
     norm = result.network.norm
     assert norm.use_running_average
@@ -179,7 +219,9 @@ def test_sampler_stream_and_chunks_agree_with_the_plain_loop():
 
     data = np.random.default_rng(0).normal(size=(20, 1))
     stream = training.Stream(training._array_batches(data, KEY, 8))
-    plain, streamed = (fit(mlp(), source, KEY, steps=6, batch=8, optimizer=sgd) for source in (data, stream))
+    plain, streamed = (
+        fit(mlp(), source, KEY, steps=6, batch=8, optimizer=sgd) for source in (data, stream)
+    )
     np.testing.assert_array_equal(plain.losses, streamed.losses)
 
 
@@ -192,7 +234,10 @@ def test_fits_of_one_kind_compile_once():
 
 
 def test_a_fit_learns_the_velocity_between_two_gaussians():
-    source, target = Gaussian.standard(2), Gaussian(jnp.array([1.0, 0.0]), jnp.array([[0.5, 0.3], [0.3, 0.5]]))
+    source, target = (
+        Gaussian.standard(2),
+        Gaussian(jnp.array([1.0, 0.0]), jnp.array([[0.5, 0.3], [0.3, 0.5]])),
+    )
     result = fit(
         networks.MLP(2, width=64, layers=2, rngs=nnx.Rngs(0)),
         lambda key: target.sample(key, 256).astype(jnp.float32),
@@ -210,13 +255,15 @@ def test_a_fit_learns_the_velocity_between_two_gaussians():
     assert relative < 0.06
 
 
-# ------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, chunk):
     data = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
-    run = partial(fit, mlp(), data, KEY, batch=16, optimizer=training.adamw(1e-2, 24), chunk=chunk, every=4)
+    run = partial(
+        fit, mlp(), data, KEY, batch=16, optimizer=training.adamw(1e-2, 24), chunk=chunk, every=4
+    )
     whole = run(steps=24)
     run(steps=12, checkpoints=tmp_path)
     resumed = run(steps=24, checkpoints=tmp_path)
@@ -226,7 +273,8 @@ def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, chunk):
 
 
 def test_killed_and_started_again(tmp_path):
-    """A real SIGKILL, in the middle of the run; the weights are those of a run that was left alone."""
+    """A real SIGKILL, in the middle of the run; the weights are those of a run that was left
+    alone."""
     script = textwrap.dedent(
         """
         import sys, time
@@ -286,13 +334,20 @@ def test_killed_and_started_again(tmp_path):
     ],
 )
 def test_a_folder_with_another_run_is_refused(tmp_path, change, message):
-    arguments = {"network": mlp(), "data": np.ones((5, 1)), "key": KEY, "batch": 2, "steps": 4, "checkpoints": tmp_path}
+    arguments = {
+        "network": mlp(),
+        "data": np.ones((5, 1)),
+        "key": KEY,
+        "batch": 2,
+        "steps": 4,
+        "checkpoints": tmp_path,
+    }
     fit(**arguments)
     with pytest.raises(ValueError, match=message):
         fit(**(arguments | change))
 
 
-# ---------------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -316,7 +371,28 @@ def test_refusals(data, options, message):
 def test_divergence_is_named_with_its_step(tmp_path):
     data = np.arange(10.0)
     sgd = optax.sgd(1e200)  # step 0: 3, step 1: about 1e200, step 2: the square overflows
-    with pytest.raises(FloatingPointError, match=r"loss is (inf|nan) at step 1: training has diverged"):
-        fit(Number(), data, KEY, steps=6, batch=10, objective=distance, optimizer=sgd, checkpoints=tmp_path, every=1)
-    healthy = fit(Number(), data, KEY, steps=1, batch=10, objective=distance, optimizer=sgd, checkpoints=tmp_path)
+    with pytest.raises(
+        FloatingPointError, match=r"loss is (inf|nan) at step 1: training has diverged"
+    ):
+        fit(
+            Number(),
+            data,
+            KEY,
+            steps=6,
+            batch=10,
+            objective=distance,
+            optimizer=sgd,
+            checkpoints=tmp_path,
+            every=1,
+        )
+    healthy = fit(
+        Number(),
+        data,
+        KEY,
+        steps=1,
+        batch=10,
+        objective=distance,
+        optimizer=sgd,
+        checkpoints=tmp_path,
+    )
     assert np.isfinite(healthy.losses).all()  # what was saved before is usable

@@ -3,7 +3,8 @@
 ``mnist`` and ``celeba`` are functions; ``toy`` and ``faces`` are modules.
 """
 
-# Bound at once: importing the module first would otherwise leave the module, not the function, under this name.
+# Bound at once: importing the module first would otherwise leave the module, not the function,
+# under this name.
 from cdelta.datasets import faces, toy
 from cdelta.datasets.celeba import celeba
 from cdelta.datasets.mnist import mnist

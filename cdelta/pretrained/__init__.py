@@ -1,7 +1,8 @@
 """The small trained networks that the book shows, and the recipes that made them.
 
-``load(name)`` gives one ready to use. ``python -m cdelta.pretrained`` trains them from nothing. Beside each
-``NAME.safetensors`` lies its manifest ``NAME.json``: recipe, checksum of the data, versions, seconds, losses.
+``load(name)`` gives one ready to use. ``python -m cdelta.pretrained`` trains them from nothing.
+Beside each ``NAME.safetensors`` lies its manifest ``NAME.json``: recipe, checksum of the data,
+versions, seconds, losses.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ FOLDER = Path(__file__).parent
 class Recipe:
     """Everything a training run depends on.
 
-    ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in ``cdelta.training``, ``data`` a
-    function in ``cdelta.datasets`` that takes ``split``.
+    ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in
+    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``.
     """
 
     network: str
@@ -67,8 +68,11 @@ class Recipe:
             **options,
         )
 
-    def held_out_loss(self, network: Any, repeats: int = 20, batch: int = 100) -> tuple[float, float]:
-        """Mean loss of ``network`` on held-out data and its standard error over ``repeats`` batches."""
+    def held_out_loss(
+        self, network: Any, repeats: int = 20, batch: int = 100
+    ) -> tuple[float, float]:
+        """Mean loss of ``network`` on held-out data and its standard error over ``repeats``
+        batches."""
         data = self.samples("held_out")
         objective = jax.jit(getattr(training, self.objective))
         n = len(jax.tree.leaves(data)[0])
@@ -76,7 +80,13 @@ class Recipe:
         for i in range(repeats):
             rows = np.random.default_rng([self.seed, i]).permutation(n)[:batch]
             key = jax.random.fold_in(jax.random.key(self.seed), i)
-            losses.append(float(objective(network, key, jax.tree.map(lambda array, rows=rows: array[rows], data))))
+            losses.append(
+                float(
+                    objective(
+                        network, key, jax.tree.map(lambda array, rows=rows: array[rows], data)
+                    )
+                )
+            )
         return float(np.mean(losses)), float(np.std(losses, ddof=1) / np.sqrt(repeats))
 
     def as_json(self) -> dict[str, Any]:
@@ -89,9 +99,16 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "mnist": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {}, steps=4000),
         "fives": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {"digits": (5,)}, steps=2000),
         "digit_classifier": Recipe(
-            "Classifier", {"shape": (28, 28), "outputs": 10}, "mnist", {}, "cross_entropy", steps=1500, batch=128
+            "Classifier",
+            {"shape": (28, 28), "outputs": 10},
+            "mnist",
+            {},
+            "cross_entropy",
+            steps=1500,
+            batch=128,
         ),
-        # predicts the target: a velocity carries the noise of 48 numbers a patch through 48 channels, and leaves some
+        # predicts the target: a velocity carries the noise of 48 numbers a patch through 48
+        # channels, and leaves some
         "faces": Recipe(
             "UNet.small",
             {"shape": (64, 64, 3), "patch": 4},
@@ -100,10 +117,17 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "target_velocity_loss",
             steps=4500,
         ),
-        # on faces whose attributes are independent, so that no logit learns to read one attribute off another
+        # on faces whose attributes are independent, so that no logit learns to read one attribute
+        # off another
         "face_classifier": Recipe(
             "Classifier",
-            {"shape": (64, 64, 3), "outputs": 14, "channels": (48, 96, 128), "depths": (1, 1, 1), "patch": 4},
+            {
+                "shape": (64, 64, 3),
+                "outputs": 14,
+                "channels": (48, 96, 128),
+                "depths": (1, 1, 1),
+                "patch": 4,
+            },
             "faces.dataset",
             {"graph": "independent", "n": 6000},
             "binary_cross_entropy",
@@ -114,7 +138,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
-    """The trained network ``name``: a velocity ``(t, x) -> dx/dt``, or a classifier ``x -> logits``.
+    """The trained network ``name``: a velocity ``(t, x) -> dx/dt``, or a classifier
+    ``x -> logits``.
 
     Raises ValueError for an unknown name, OSError when the weights are not those of the manifest.
     """
@@ -129,20 +154,29 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     from safetensors.numpy import load as parse
 
     recipe = Recipe(**manifest["recipe"])
-    graph, state = nnx.split(nnx.eval_shape(recipe.build))  # no random numbers are drawn only to be replaced
+    # no random numbers are drawn only to be replaced
+    graph, state = nnx.split(nnx.eval_shape(recipe.build))
     weights = {tuple(key.split(".")): value for key, value in parse(content).items()}
     leaves = jax.tree_util.tree_flatten_with_path(state)
-    network = nnx.merge(graph, jax.tree.unflatten(leaves[1], [_take(weights, path, leaf) for path, leaf in leaves[0]]))
+    network = nnx.merge(
+        graph,
+        jax.tree.unflatten(leaves[1], [_take(weights, path, leaf) for path, leaf in leaves[0]]),
+    )
     network.eval()
-    return networks.VelocityFromTarget(network) if recipe.objective.startswith("target") else network
+    return (
+        networks.VelocityFromTarget(network) if recipe.objective.startswith("target") else network
+    )
 
 
 def save(name: str, network: nnx.Module, folder: str | os.PathLike = FOLDER, **facts: Any) -> None:
-    """Write the weights of ``network`` and a manifest with ``facts`` into ``folder``, each file whole or not at all."""
+    """Write the weights of ``network`` and a manifest with ``facts`` into ``folder``, each file
+    whole or not at all."""
     from safetensors.numpy import save as serialise
 
     leaves = jax.tree_util.tree_flatten_with_path(nnx.state(network))[0]
-    weights = {".".join(_names(path)): np.asarray(leaf) for path, leaf in leaves if _is_weight(leaf)}
+    weights = {
+        ".".join(_names(path)): np.asarray(leaf) for path, leaf in leaves if _is_weight(leaf)
+    }
     content = serialise(weights)
     manifest = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
     _write(Path(folder) / f"{name}.safetensors", content)
@@ -154,10 +188,15 @@ def read_manifest(name: str, folder: str | os.PathLike = FOLDER) -> dict[str, An
     return json.loads((Path(folder) / f"{name}.json").read_text())
 
 
-def train(name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.PathLike | None = None) -> None:
-    """Train ``name`` by its recipe and save it with its manifest; with ``checkpoints`` an interrupted run goes on."""
+def train(
+    name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.PathLike | None = None
+) -> None:
+    """Train ``name`` by its recipe and save it with its manifest; with ``checkpoints`` an
+    interrupted run goes on."""
     recipe = RECIPES[name]
-    result = recipe.fit(checkpoints=None if checkpoints is None else Path(checkpoints) / name, every=500)
+    result = recipe.fit(
+        checkpoints=None if checkpoints is None else Path(checkpoints) / name, every=500
+    )
     loss, stderr = recipe.held_out_loss(result.network)
     every = max(1, recipe.steps // 60)
     facts = {
@@ -167,7 +206,10 @@ def train(name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.P
         "versions": {package: version(package) for package in ("jax", "flax", "optax", "numpy")},
         "seconds": round(result.seconds),
         "first_losses": [float(value) for value in result.losses[:3]],
-        "losses": [round(float(part.mean()), 5) for part in np.split(result.losses, range(every, recipe.steps, every))],
+        "losses": [
+            round(float(part.mean()), 5)
+            for part in np.split(result.losses, range(every, recipe.steps, every))
+        ],
         "held_out_loss": loss,
         "held_out_stderr": stderr,
     }
@@ -177,13 +219,16 @@ def train(name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.P
 def data_facts(recipe: Recipe) -> dict[str, Any]:
     """What a manifest says of the training data: the SHA-256 of its bytes, ``data_sha256``.
 
-    Where the data is rendered its last bits differ between machines; ``data_looks`` then holds each array's mean and
-    standard deviation.
+    Where the data is rendered its last bits differ between machines; ``data_looks`` then holds each
+    array's mean and standard deviation.
     """
     leaves = jax.tree.leaves(recipe.samples("train"))
     if recipe.data.startswith("faces"):
         return {
-            "data_looks": [[float(leaf.mean(dtype=np.float64)), float(leaf.std(dtype=np.float64))] for leaf in leaves]
+            "data_looks": [
+                [float(leaf.mean(dtype=np.float64)), float(leaf.std(dtype=np.float64))]
+                for leaf in leaves
+            ]
         }
     digest = hashlib.sha256()
     for leaf in leaves:
@@ -204,7 +249,9 @@ def _take(weights: Mapping[tuple[str, ...], np.ndarray], path: tuple, leaf: Any)
         return leaf
     value = weights[_names(path)]
     if value.shape != leaf.shape:
-        raise OSError(f"the weights at {'.'.join(_names(path))} have shape {value.shape}, the network's {leaf.shape}")
+        raise OSError(
+            f"the weights at {'.'.join(_names(path))} have shape {value.shape}, the network's {leaf.shape}"
+        )
     return jax.numpy.asarray(value, dtype=leaf.dtype)
 
 

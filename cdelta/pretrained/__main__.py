@@ -8,9 +8,15 @@ from cdelta.pretrained import FOLDER, RECIPES, read_manifest, train
 def main() -> None:
     """Train the networks named, or all."""
     parser = argparse.ArgumentParser(prog="python -m cdelta.pretrained", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--folder", default=FOLDER, help="where the weights go (default: the package)")
-    parser.add_argument("--checkpoints", default="build/training", help="where an interrupted run is kept")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"some of {', '.join(RECIPES)} (default: all)"
+    )
+    parser.add_argument(
+        "--folder", default=FOLDER, help="where the weights go (default: the package)"
+    )
+    parser.add_argument(
+        "--checkpoints", default="build/training", help="where an interrupted run is kept"
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(RECIPES)
     if unknown:

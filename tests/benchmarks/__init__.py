@@ -1,1 +1,2 @@
-"""Benchmarks: each module has a ``main()`` that prints a table. ``make bench``, or ``make bench NAMES=posterior``."""
+"""Benchmarks: each module has a ``main()`` that prints a table. ``make bench``, or
+``make bench NAMES=posterior``."""

@@ -1,7 +1,8 @@
 """The exact flow of a dataset, against the matrix products that it cannot do without.
 
-A posterior over n points needs X Yᵀ (how close) and W Y (their mean); its Jacobian-vector product needs both twice.
-Timed side by side on all 5000 digits at 256 points; peak memory as the compiler plans it, over that of the data.
+A posterior over n points needs X Yᵀ (how close) and W Y (their mean); its Jacobian-vector product
+needs both twice. Timed side by side on all 5000 digits at 256 points; peak memory as the compiler
+plans it, over that of the data.
 """
 
 import statistics
@@ -43,15 +44,25 @@ def main():
     flat, flat_probes = xs.reshape(BATCH, -1), probes.reshape(BATCH, -1)
     rows = [
         ("velocity", velocity, (t, xs, source, target), two, (flat, target.flat)),
-        ("velocity_jvp", product, (t, xs, probes, source, target), four, (flat, flat_probes, target.flat)),
+        (
+            "velocity_jvp",
+            product,
+            (t, xs, probes, source, target),
+            four,
+            (flat, flat_probes, target.flat),
+        ),
     ]
     print(f"{BATCH} points on {n} images, d = {d}, float32")
     print(f"{'':14}{'ms':>8}{'products ms':>13}{'ratio':>8}{'peak memory / data':>20}")
     for name, function, arguments, floor, floor_arguments in rows:
-        seconds, least = side_by_side([lambda f=function, a=arguments: f(*a), lambda f=floor, a=floor_arguments: f(*a)])
+        seconds, least = side_by_side(
+            [lambda f=function, a=arguments: f(*a), lambda f=floor, a=floor_arguments: f(*a)]
+        )
         plan = function.lower(*arguments).compile().memory_analysis()
         peak = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-        print(f"{name:14}{1e3 * seconds:8.1f}{1e3 * least:13.1f}{seconds / least:8.2f}{peak / points.nbytes:20.2f}")
+        print(
+            f"{name:14}{1e3 * seconds:8.1f}{1e3 * least:13.1f}{seconds / least:8.2f}{peak / points.nbytes:20.2f}"
+        )
 
 
 if __name__ == "__main__":

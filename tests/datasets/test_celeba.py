@@ -1,4 +1,5 @@
-"""CelebA's layout, on rendered faces and with files broken on purpose: the code that reads CelebA, unchanged."""
+"""CelebA's layout, on rendered faces and with files broken on purpose: the code that reads CelebA,
+unchanged."""
 
 import importlib
 import itertools
@@ -27,14 +28,15 @@ def copy(celeba_folder, tmp_path):
 
 
 def triangle(size, target):
-    """The antialiased bilinear filter as a matrix: each target pixel a triangle of half width size/target."""
+    """The antialiased bilinear filter as a matrix: each target pixel a triangle of half width
+    size/target."""
     scale = size / target
     centres = (np.arange(target) + 0.5) * scale
     weights = np.maximum(0, 1 - np.abs(np.arange(size) + 0.5 - centres[:, None]) / scale)
     return weights / weights.sum(1, keepdims=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------ samples
 
 
 def test_images_are_cut_and_resized(celeba_folder):
@@ -45,7 +47,8 @@ def test_images_are_cut_and_resized(celeba_folder):
         pixels = np.asarray(picture, np.float64)[20:198]
     filter_ = triangle(178, 64)
     expected = np.einsum("ip,jq,pqc->ijc", filter_, filter_, pixels) / 127.5 - 1
-    np.testing.assert_allclose(sample.image, expected, atol=1.6 / 127.5)  # Pillow rounds to a byte after each direction
+    # Pillow rounds to a byte after each direction
+    np.testing.assert_allclose(sample.image, expected, atol=1.6 / 127.5)
     # and so the face that was written comes back
     face = np.asarray(faces.sample(key, 5).image[4])
     assert np.sqrt(((sample.image - face) ** 2).mean()) < 0.04
@@ -59,7 +62,9 @@ def test_labels_are_the_signs_of_the_attributes(celeba_folder):
     root, key, n = celeba_folder
     dataset = celeba(root)
     signs = np.asarray(faces.sample(key, n, height=4, width=4).attributes) > 0
-    assert dataset.names == module.ATTRIBUTES and dataset.labels.shape == (n, 40) and len(dataset) == n
+    assert (
+        dataset.names == module.ATTRIBUTES and dataset.labels.shape == (n, 40) and len(dataset) == n
+    )
     for name, label in zip(dataset.names, dataset.labels.T, strict=True):
         known = name in faces.ATTRIBUTES
         np.testing.assert_array_equal(label, signs[:, faces.ATTRIBUTES.index(name)] if known else 0)
@@ -79,7 +84,11 @@ def test_attributes_by_name_in_the_order_asked(celeba_folder):
 def test_splits_part_the_files(celeba_folder):
     root, _, n = celeba_folder
     parts = {split: celeba(root, split=split).files for split in ("train", "valid", "test")}
-    assert {split: len(files) for split, files in parts.items()} == {"train": 20, "valid": 2, "test": 2}
+    assert {split: len(files) for split, files in parts.items()} == {
+        "train": 20,
+        "valid": 2,
+        "test": 2,
+    }
     assert parts["test"] == ("000010.jpg", "000020.jpg")
     assert sorted(itertools.chain(*parts.values())) == list(celeba(root).files) and n == 24
 
@@ -93,7 +102,7 @@ def test_grey_images_are_read_as_rgb(copy):
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 
 
 def test_batches_are_all_samples_in_order(celeba_folder):
@@ -109,7 +118,9 @@ def test_batches_are_all_samples_in_order(celeba_folder):
 def test_a_seed_shuffles_each_epoch_anew_whatever_the_workers(celeba_folder):
     dataset = celeba(celeba_folder[0], size=8)
     seen = [
-        np.concatenate([batch.image for batch in dataset.batches(12, seed=seed, epochs=2, workers=workers)])
+        np.concatenate(
+            [batch.image for batch in dataset.batches(12, seed=seed, epochs=2, workers=workers)]
+        )
         for seed, workers in ((1, 1), (1, 4), (2, 2))
     ]
     np.testing.assert_array_equal(seen[0], seen[1])
@@ -124,7 +135,8 @@ def test_a_seed_shuffles_each_epoch_anew_whatever_the_workers(celeba_folder):
 
 
 def test_only_so_many_images_are_held(celeba_folder, monkeypatch):
-    """The reader stops when what it has read ahead is not taken: memory does not grow with the dataset."""
+    """The reader stops when what it has read ahead is not taken: memory does not grow with the
+    dataset."""
     dataset, read, lock = celeba(celeba_folder[0], size=8), [], threading.Lock()
     original = dataset._read
 
@@ -155,7 +167,9 @@ def test_a_stream_gives_a_step_the_same_batch_whenever(celeba_folder):
         for part in (0, 1):
             np.testing.assert_array_equal(resumed.batch_at(step)[part], run[step][part])
     assert not np.array_equal(dataset.stream(10, seed=4).batch_at(0).image, run[0].image)
-    np.testing.assert_array_equal(dataset.stream(10, seed=3, labels=False).batch_at(3), run[3].image)
+    np.testing.assert_array_equal(
+        dataset.stream(10, seed=3, labels=False).batch_at(3), run[3].image
+    )
     # an epoch, 24 images, shows each once
     shown = np.concatenate([batch.image for batch in run])[:24]
     assert len({image.tobytes() for image in shown}) == 24
@@ -185,10 +199,12 @@ def test_training_runs_on_a_stream_and_resumes(celeba_folder, tmp_path):
     resumed = fit(Scale(), stream(), jax.random.key(0), steps=6, checkpoints=tmp_path, **arguments)
     assert whole.network.weight != 0
     np.testing.assert_array_equal(resumed.losses, whole.losses)
-    np.testing.assert_array_equal(resumed.network.weight.get_value(), whole.network.weight.get_value())
+    np.testing.assert_array_equal(
+        resumed.network.weight.get_value(), whole.network.weight.get_value()
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- what breaks
+# -------------------------------------------------------------------------------------- what breaks
 
 
 def truncated(path):
@@ -248,7 +264,9 @@ def test_a_folder_of_broken_images_is_not_waited_for(copy):
         path.write_bytes(b"")
     with pytest.warns(UserWarning) as caught:
         assert list(dataset.batches(4)) == []
-        with pytest.raises(module.BrokenImage, match="batch 0 has no image that decodes: 24 problems"):
+        with pytest.raises(
+            module.BrokenImage, match="batch 0 has no image that decodes: 24 problems"
+        ):
             dataset.stream(4).batch_at(0)
     assert len(caught) == module.WARNINGS and "only counted" in str(caught[-1].message)
 
@@ -265,12 +283,36 @@ def drop_last(line):
 
 ATTRIBUTE, PARTITION = "list_attr_celeba.txt", "list_eval_partition.txt"
 BROKEN_LINES = {
-    "short": (ATTRIBUTE, drop_last, r"line 7: attribute line of wrong length, 000005\.jpg has 39 of 40"),
-    "long": (ATTRIBUTE, lambda line: line + " 1", r"line 7: attribute line of wrong length, 000005\.jpg has 41"),
-    "value": (ATTRIBUTE, lambda line: line.replace("-1", "0", 1), r"line 7: attribute value not 1 or -1.*'0'"),
-    "twice": (ATTRIBUTE, lambda line: line.replace("000005", "000004"), r"line 7: image listed twice, 000004\.jpg"),
-    "lost": (ATTRIBUTE, None, r"list_attr_celeba\.txt: count differs, it says 24 images and lists 23"),
-    "strange": (ATTRIBUTE, lambda line: line.replace("000005", "000099"), r"000099\.jpg: missing file"),
+    "short": (
+        ATTRIBUTE,
+        drop_last,
+        r"line 7: attribute line of wrong length, 000005\.jpg has 39 of 40",
+    ),
+    "long": (
+        ATTRIBUTE,
+        lambda line: line + " 1",
+        r"line 7: attribute line of wrong length, 000005\.jpg has 41",
+    ),
+    "value": (
+        ATTRIBUTE,
+        lambda line: line.replace("-1", "0", 1),
+        r"line 7: attribute value not 1 or -1.*'0'",
+    ),
+    "twice": (
+        ATTRIBUTE,
+        lambda line: line.replace("000005", "000004"),
+        r"line 7: image listed twice, 000004\.jpg",
+    ),
+    "lost": (
+        ATTRIBUTE,
+        None,
+        r"list_attr_celeba\.txt: count differs, it says 24 images and lists 23",
+    ),
+    "strange": (
+        ATTRIBUTE,
+        lambda line: line.replace("000005", "000099"),
+        r"000099\.jpg: missing file",
+    ),
     "part": (
         PARTITION,
         lambda line: line.replace(" 0", " 7"),
@@ -299,7 +341,9 @@ def test_broken_lines(copy, kind):
 
 def test_a_missing_image(copy):
     (copy / "img_align_celeba" / "000003.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 problems \(1 × missing file\)\. 000003\.jpg: missing file"):
+    with pytest.raises(
+        ValueError, match=r"1 problems \(1 × missing file\)\. 000003\.jpg: missing file"
+    ):
         celeba(copy)
     with pytest.warns(UserWarning, match=r"000003\.jpg is left out: missing file"):
         assert len(celeba(copy, broken="skip")) == 23
@@ -307,7 +351,9 @@ def test_a_missing_image(copy):
 
 def test_a_header_that_is_none(copy):
     edit(copy / ATTRIBUTE, 1, lambda line: "many")
-    with pytest.raises(ValueError, match=r"list_attr_celeba\.txt must start with the number of images.*'many'"):
+    with pytest.raises(
+        ValueError, match=r"list_attr_celeba\.txt must start with the number of images.*'many'"
+    ):
         celeba(copy, broken="skip")
 
 
@@ -321,14 +367,20 @@ def test_what_is_missing_is_explained(copy, missing):
         celeba(copy, split="train")
     text = str(error.value)
     assert text.startswith("there is no f") and str(copy / missing) in text
-    assert "mmlab.ie.cuhk.edu.hk/projects/CelebA" in text and "ROOT/img_align_celeba/000001.jpg" in text
+    assert (
+        "mmlab.ie.cuhk.edu.hk/projects/CelebA" in text
+        and "ROOT/img_align_celeba/000001.jpg" in text
+    )
     assert "write_celeba" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "held_out"}, 'split must be "train", "valid", "test" or "all", got \'held_out\''),
+        (
+            {"split": "held_out"},
+            'split must be "train", "valid", "test" or "all", got \'held_out\'',
+        ),
         ({"broken": "ignore"}, 'broken must be "refuse" or "skip"'),
         ({"size": 0}, "size must be positive"),
         ({"crop": 0}, "crop must be positive"),

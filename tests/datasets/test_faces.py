@@ -1,4 +1,5 @@
-"""Rendered faces: their graph, their derivatives, what can be seen in them, and the files they are written to."""
+"""Rendered faces: their graph, their derivatives, what can be seen in them, and the files they are
+written to."""
 
 import itertools
 import json
@@ -14,7 +15,9 @@ from cdelta.causal import SCM
 from cdelta.datasets import faces
 
 A, N = len(faces.ATTRIBUTES), len(faces.ATTRIBUTES) + len(faces.NUISANCES)
-MAKEUP, CHEEKS, NOSE = (faces.ATTRIBUTES.index(n) for n in ("Heavy_Makeup", "Rosy_Cheeks", "Pointy_Nose"))
+MAKEUP, CHEEKS, NOSE = (
+    faces.ATTRIBUTES.index(n) for n in ("Heavy_Makeup", "Rosy_Cheeks", "Pointy_Nose")
+)
 
 
 def small(noise):
@@ -27,7 +30,7 @@ def jacobian():
     return jax.jit(lambda noise: faces.jacobian(noise, faces.model(), 24, 24))
 
 
-# ----------------------------------------------------------------------------------------------------------- the graph
+# ---------------------------------------------------------------------------------------- the graph
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,8 @@ def jacobian():
     [
         ("common_cause", 0.5**2, 0.0),
         ("mediator", 0.5**2, 0.0),
-        ("collider", 0.0, -(0.5**2) / (1 - 0.5**2)),  # -ab / sqrt((1 - a²)(1 - b²)) for standardised effects
+        # -ab / sqrt((1 - a²)(1 - b²)) for standardised effects
+        ("collider", 0.0, -(0.5**2) / (1 - 0.5**2)),
         ("independent", 0.0, 0.0),
     ],
 )
@@ -52,9 +56,15 @@ def test_graphs_have_the_correlations_that_their_paths_give(graph, correlation, 
 
 
 def test_a_graph_of_ones_own():
-    edges = {("Young", "Smiling"): 0.5, ("Smiling", "Narrow_Eyes"): -0.8, ("Young", "Narrow_Eyes"): 0.3}
+    edges = {
+        ("Young", "Smiling"): 0.5,
+        ("Smiling", "Narrow_Eyes"): -0.8,
+        ("Young", "Narrow_Eyes"): 0.3,
+    }
     cov = faces.model(edges).cov
-    young, smiling, narrow = (faces.ATTRIBUTES.index(n) for n in ("Young", "Smiling", "Narrow_Eyes"))
+    young, smiling, narrow = (
+        faces.ATTRIBUTES.index(n) for n in ("Young", "Smiling", "Narrow_Eyes")
+    )
     np.testing.assert_allclose(jnp.diag(cov), 1, atol=1e-14)
     np.testing.assert_allclose(cov[young, smiling], 0.5, atol=1e-14)
     np.testing.assert_allclose(cov[young, narrow], 0.3 - 0.8 * 0.5, atol=1e-14)
@@ -76,11 +86,12 @@ def test_graphs_refused(unchecked, graph, strength, message):
         faces.model(graph, strength)
 
 
-# ------------------------------------------------------------------------------------------------------- derivatives
+# -------------------------------------------------------------------------------------- derivatives
 
 
 def test_jacobian_is_the_limit_of_differences(jacobian):
-    """Of image and attributes, in double precision, at faces all over the latent space: no kink anywhere."""
+    """Of image and attributes, in double precision, at faces all over the latent space: no kink
+    anywhere."""
     model, h = faces.model(), 1e-5
     for key in range(3):
         noise = 1.3 * jax.random.normal(jax.random.key(key), (N,))
@@ -88,7 +99,9 @@ def test_jacobian_is_the_limit_of_differences(jacobian):
         assert image.shape == (24, 24, 3, N) and attributes.shape == (A, N)
         for k, e in enumerate(np.eye(N)):
             up, down = small(noise + h * e), small(noise - h * e)
-            np.testing.assert_allclose(image[..., k], (up.image - down.image) / (2 * h), atol=1.5e-7)
+            np.testing.assert_allclose(
+                image[..., k], (up.image - down.image) / (2 * h), atol=1.5e-7
+            )
         np.testing.assert_allclose(attributes[:, :A], model.structural_map, atol=1e-14)
         np.testing.assert_array_equal(attributes[:, A:], 0)
 
@@ -116,11 +129,12 @@ def test_attributes_of_a_nonlinear_structure():
     np.testing.assert_array_equal(faces.face(noise, structure, 24, 24).image, rendered)
 
 
-# ------------------------------------------------------------------------------------------------------ what one sees
+# ------------------------------------------------------------------------------------ what one sees
 
 
 def test_each_attribute_shows_and_they_can_be_told_apart():
-    """Over [-2, 2] each changes some pixel by a tenth of black to white, and no two change the same pixels alike."""
+    """Over [-2, 2] each changes some pixel by a tenth of black to white, and no two change the same
+    pixels alike."""
     step = 1.0
     sweeps = []
     for k in range(N):
@@ -136,7 +150,10 @@ def test_each_attribute_shows_and_they_can_be_told_apart():
 
 
 def test_blush_is_red_and_on_the_cheeks():
-    at = {value: np.asarray(faces.render(jnp.zeros(A, jnp.float32).at[CHEEKS].set(value))) for value in (-2.0, 2.0)}
+    at = {
+        value: np.asarray(faces.render(jnp.zeros(A, jnp.float32).at[CHEEKS].set(value)))
+        for value in (-2.0, 2.0)
+    }
     change = at[2.0] - at[-2.0]
     y, x = np.unravel_index(np.abs(change).sum(-1).argmax(), (64, 64))
     assert 34 < y < 50 and (x < 28 or x > 35)
@@ -161,7 +178,7 @@ def test_one_picture_at_all_resolutions():
     assert np.sqrt(((halved - low) ** 2).mean()) < 0.02
 
 
-# -------------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------ samples
 
 
 def test_samples_are_the_faces_of_their_noises():
@@ -169,8 +186,12 @@ def test_samples_are_the_faces_of_their_noises():
     images, attributes = faces.sample(key, 3, model, 16, 16)
     noise = faces.noises(key, 3)
     assert images.dtype == attributes.dtype == noise.dtype == jnp.float32
-    np.testing.assert_allclose(attributes, noise[:, :A] @ np.asarray(model.structural_map).T, atol=1e-6)
-    np.testing.assert_allclose(images[1], faces.render(attributes[1], noise[1, A:], 16, 16), atol=1e-5)
+    np.testing.assert_allclose(
+        attributes, noise[:, :A] @ np.asarray(model.structural_map).T, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        images[1], faces.render(attributes[1], noise[1, A:], 16, 16), atol=1e-5
+    )
     np.testing.assert_array_equal(faces.noises(key, 2), noise[:2])
     np.testing.assert_array_equal(faces.noises(key, 1, start=2), noise[2:])
 
@@ -179,7 +200,9 @@ def test_a_dataset_to_train_on():
     images, labels = faces.dataset("train", "independent", 40)
     again = faces.sample(jax.random.key(0), 40, faces.model("independent"))
     np.testing.assert_allclose(images, again.image, atol=1e-6)
-    np.testing.assert_allclose(np.log(labels / (1 - labels)), 2 * again.attributes, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.log(labels / (1 - labels)), 2 * again.attributes, rtol=1e-4, atol=1e-5
+    )
     others = faces.dataset("held_out", "independent", 40)
     assert len(others.images) == len(others.labels) == 4
     assert np.abs(others.labels[:, None] - labels).max(-1).min() > 0.01  # no face is in both
@@ -206,7 +229,7 @@ def test_calls_refused(unchecked):
         faces.sample(jax.random.key(0), 0)
 
 
-# ------------------------------------------------------------------------------------------------------------- as files
+# ----------------------------------------------------------------------------------------- as files
 
 
 def contents(folder):
@@ -223,13 +246,22 @@ def test_layout_is_celebas(celeba_folder):
         assert image.size == (178, 218) and image.mode == "RGB" and image.format == "JPEG"
     lines = (root / "list_attr_celeba.txt").read_text().splitlines()
     names = lines[1].split()
-    assert lines[0] == str(n) and len(names) == 40 and names == sorted(names, key=str.lower) and len(lines) == n + 2
-    attributes = np.asarray(faces.noises(key, n)[:, :A] @ np.asarray(faces.model().structural_map).T)
+    assert (
+        lines[0] == str(n)
+        and len(names) == 40
+        and names == sorted(names, key=str.lower)
+        and len(lines) == n + 2
+    )
+    attributes = np.asarray(
+        faces.noises(key, n)[:, :A] @ np.asarray(faces.model().structural_map).T
+    )
     for i, line in enumerate(lines[2:]):
         name, *values = line.split()
         assert name == f"{i + 1:06d}.jpg" and set(values) <= {"1", "-1"}
         found = dict(zip(names, map(int, values), strict=True))
-        assert [found.pop(a) for a in faces.ATTRIBUTES] == np.where(attributes[i] > 0, 1, -1).tolist()
+        assert [found.pop(a) for a in faces.ATTRIBUTES] == np.where(
+            attributes[i] > 0, 1, -1
+        ).tolist()
         assert set(found.values()) == {-1}
     parts = [line.split() for line in (root / "list_eval_partition.txt").read_text().splitlines()]
     assert [name for name, _ in parts] == [f"{i:06d}.jpg" for i in range(1, n + 1)]
@@ -264,7 +296,9 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert 0 < len(first) < 6 and all(name.endswith(".jpg") for name in first)
 
     written.clear()
-    monkeypatch.setattr(faces, "_whole", lambda path, mode="w": written.append(path.name) or whole(path, mode))
+    monkeypatch.setattr(
+        faces, "_whole", lambda path, mode="w": written.append(path.name) or whole(path, mode)
+    )
     faces.write_celeba(tmp_path / "a", 6, key, progress=False)
     assert not set(written) & set(first)  # nothing is written twice
     # the same as in one go; and a longer run leaves what is there
@@ -295,4 +329,7 @@ def test_folders_refused(celeba_folder, tmp_path):
     with pytest.raises(ValueError, match="n must be positive, got 0"):
         faces.write_celeba(tmp_path / "new", 0, key)
     assert not (tmp_path / "new").exists()
-    assert json.loads((root / "faces.json").read_text())["faces of the key"] == jax.random.key_data(key).tolist()
+    assert (
+        json.loads((root / "faces.json").read_text())["faces of the key"]
+        == jax.random.key_data(key).tolist()
+    )

@@ -69,11 +69,12 @@ def test_missing_package_says_what_to_install(monkeypatch, full, package):
         mnist(full=full)
 
 
-# ------------------------------------------------------------------------------------- full=True, from a local server
+# ------------------------------------------------------------------- full=True, from a local server
 
 
 class Mirror:
-    """A server of named bytes that can cut the connection, lie, or ignore ranges; it remembers what was asked."""
+    """A server of named bytes that can cut the connection, lie, or ignore ranges; it remembers what
+    was asked."""
 
     def __init__(self, files, cut_after=None, ranges=True):
         self.files, self.cut_after, self.ranges, self.asked = files, cut_after, ranges, []
@@ -126,7 +127,8 @@ def idx(array):
 
 @pytest.fixture
 def published(monkeypatch):
-    """Four small files in MNIST's format, published with their checksums in place of the real ones."""
+    """Four small files in MNIST's format, published with their checksums in place of the real
+    ones."""
     rng = np.random.default_rng(0)
     arrays, files, listing = {}, {}, {}
     for split, n in (("train", 30), ("held_out", 10)):
@@ -147,7 +149,9 @@ def test_full_is_fetched_once_and_read(serve, published, tmp_path):
     np.testing.assert_allclose(
         (images + 1) * 127.5, np.concatenate([arrays["train"][0], arrays["held_out"][0]]), atol=2e-5
     )
-    np.testing.assert_array_equal(labels, np.concatenate([arrays["train"][1], arrays["held_out"][1]]))
+    np.testing.assert_array_equal(
+        labels, np.concatenate([arrays["train"][1], arrays["held_out"][1]])
+    )
     assert len(mirror.asked) == 4
     held_out = mnist(full=True, split="held_out", digits=(3,), cache=tmp_path, mirrors=[mirror.url])
     assert len(mirror.asked) == 4, "the cache was not used"
@@ -173,7 +177,10 @@ def test_a_server_without_ranges_starts_over(serve, published, tmp_path):
     _, files = published
     name, sha256 = module.FILES["train"][0]
     (tmp_path / f"{name}.part").write_bytes(b"x" * 100)
-    assert module.fetch(name, sha256, tmp_path, [serve(files, ranges=False).url]).read_bytes() == files[name]
+    assert (
+        module.fetch(name, sha256, tmp_path, [serve(files, ranges=False).url]).read_bytes()
+        == files[name]
+    )
 
 
 def test_the_next_mirror_is_tried(serve, published, tmp_path):
@@ -188,7 +195,8 @@ def test_the_next_mirror_is_tried(serve, published, tmp_path):
 def test_checksum_failure_is_said_and_nothing_is_kept(serve, published, tmp_path, left_over):
     _, files = published
     name, sha256 = module.FILES["train"][0]
-    if left_over:  # longer than the file: the server has nothing to add, and only the checksum can tell
+    # longer than the file: the server has nothing to add, and only the checksum can tell
+    if left_over:
         (tmp_path / f"{name}.part").write_bytes(left_over)
     lying = serve({name: files[name][:-1] + b"?"})
     with pytest.raises(OSError, match=f"checksum failure.*{name}.*{sha256}"):
@@ -204,7 +212,12 @@ def test_a_damaged_cache_is_fetched_again(serve, published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00\x00\x0d\x01\x00\x00\x00\x00", idx(np.zeros(3))[:0] + b"\x00\x00\x08\x01\x00\x00\x00\x09abc"]
+    "content",
+    [
+        b"",
+        b"\x00\x00\x0d\x01\x00\x00\x00\x00",
+        idx(np.zeros(3))[:0] + b"\x00\x00\x08\x01\x00\x00\x00\x09abc",
+    ],
 )
 def test_a_file_that_is_not_idx_is_named(tmp_path, content):
     path = tmp_path / "labels.gz"

@@ -16,7 +16,8 @@ def z_scores(values, mean):
 
 def test_moons_moments():
     x = np.asarray(toy.moons(jax.random.key(0), N, noise=0.2))
-    assert np.abs(z_scores(x, [0.5, 0.25])).max() < 4  # the halves' means are (0, 2/π) and (1, ½ - 2/π)
+    # the halves' means are (0, 2/π) and (1, ½ - 2/π)
+    assert np.abs(z_scores(x, [0.5, 0.25])).max() < 4
     # E x² = ½ (½ + 3/2) + noise²; E y² = ½ (½ + ¼ - 2/π + ½) + noise²
     second = [1 + 0.04, 0.5 * (1.25 - 2 / np.pi) + 0.04]
     assert np.abs(z_scores(x**2, second)).max() < 4

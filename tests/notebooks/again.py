@@ -2,8 +2,8 @@
 
     python -m tests.notebooks.again _build/smoke --jobs 2
 
-nbval does the comparing. It skips a cell that was never executed, so those are refused first, and so is a chapter that
-is missing from the folder.
+nbval does the comparing. It skips a cell that was never executed, so those are refused first, and
+so is a chapter that is missing from the folder.
 """
 
 import argparse

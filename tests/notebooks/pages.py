@@ -1,8 +1,10 @@
-"""Opens built pages in headless Chromium, with no network, and says what a reader would find broken.
+"""Opens built pages in headless Chromium, with no network, and says what a reader would find
+broken.
 
     python -m tests.notebooks.pages _build/html
 
-One browser opens all the pages, from ``file://`` as a reader does, and is spoken to by the DevTools protocol.
+One browser opens all the pages, from ``file://`` as a reader does, and is spoken to by the DevTools
+protocol.
 """
 
 import contextlib
@@ -33,7 +35,8 @@ class Problem(NamedTuple):
 
 
 def find_chromium() -> str:
-    """The browser: ``CHROMIUM``, or the first that is installed. Raises FileNotFoundError, with what to do."""
+    """The browser: ``CHROMIUM``, or the first that is installed. Raises FileNotFoundError, with
+    what to do."""
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     for name in names:
         if name and (path := shutil.which(name)):
@@ -87,7 +90,8 @@ class Browser:
         )
 
     def open(self, url: str) -> list[dict[str, Any]]:
-        """Load a page and wait until it has settled, formulas included; the events of its life so far."""
+        """Load a page and wait until it has settled, formulas included; the events of its life so
+        far."""
         self.events = []
         self.send("Page.navigate", url=url)
         deadline = time.monotonic() + SECONDS
@@ -166,7 +170,8 @@ def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str,
 
 
 def from_events(events: list[dict[str, Any]], root: Path) -> Iterator[tuple[str, str]]:
-    """What the browser reported: requests that leave the site or find nothing, errors on the console, exceptions."""
+    """What the browser reported: requests that leave the site or find nothing, errors on the
+    console, exceptions."""
     requested: dict[str, str] = {}
     for event in events:
         method, params = event["method"], event.get("params", {})
@@ -198,7 +203,8 @@ def inside(url: str, root: Path) -> Path | None:
 
 
 def broken_links(pages: dict[Path, dict[str, Any]], root: Path) -> Iterator[Problem]:
-    """Links to files that are not there, to files outside the site, and to anchors that their page does not have."""
+    """Links to files that are not there, to files outside the site, and to anchors that their page
+    does not have."""
     for page, seen in pages.items():
         name = page.relative_to(root).as_posix()
         for link in dict.fromkeys(seen["links"]):

@@ -1,4 +1,5 @@
-"""The second run: values that change are noticed, pictures are not compared, cells never executed are refused."""
+"""The second run: values that change are noticed, pictures are not compared, cells never executed
+are refused."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""The executor on small notebooks of its own: what it runs, what it keeps, and what it leaves behind when it fails."""
+"""The executor on small notebooks of its own: what it runs, what it keeps, and what it leaves
+behind when it fails."""
 
 import json
 import os
@@ -105,7 +106,8 @@ def test_only_what_changed_is_executed(executed):
     first = (root / "book/executed/b.ipynb").read_bytes()
     (root / "cdelta" / "new.py").write_text("x = 1\n")
     assert states(run(root, "b", "--profile", "smoke")) == {"b": "executed"}
-    assert (root / "book/executed/b.ipynb").read_bytes() == first  # the same source and values, the same file
+    # the same source and values, the same file
+    assert (root / "book/executed/b.ipynb").read_bytes() == first
 
 
 def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
@@ -192,7 +194,8 @@ def test_copies_of_vanished_notebooks_go(tmp_path):
 
 def test_interrupt_ends_the_kernels_and_leaves_nothing(tmp_path):
     wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
-    root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, wait])  # the last of new ones is the first to run
+    # the last of new ones is the first to run
+    root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, wait])
     command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid = root / "pid"

@@ -1,7 +1,8 @@
-"""Every built page in a browser without network; and, for each thing that is looked for, a page that has it.
+"""Every built page in a browser without network; and, for each thing that is looked for, a page
+that has it.
 
-Needs a Chromium and the book: that of `make book`, or the one whose folder ``CDELTA_SITE`` names. Without either it
-fails, it does not skip.
+Needs a Chromium and the book: that of `make book`, or the one whose folder ``CDELTA_SITE`` names.
+Without either it fails, it does not skip.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The committed notebooks: each Markdown source and its paired .ipynb are the same notebook, without any output."""
+"""The committed notebooks: each Markdown source and its paired .ipynb are the same notebook,
+without any output."""
 
 import re
 from pathlib import Path

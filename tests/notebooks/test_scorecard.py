@@ -1,4 +1,5 @@
-"""The scorecard says what the records say: nothing passes unmeasured, and a missed bound stops the build."""
+"""The scorecard says what the records say: nothing passes unmeasured, and a missed bound stops the
+build."""
 
 import json
 import shutil

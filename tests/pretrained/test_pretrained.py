@@ -30,7 +30,8 @@ def drawn_once():
             kept[what] = plain(recipe, split)
         return kept[what]
 
-    optimized = {"xla_backend_optimization_level": 2}  # off elsewhere in the tests (conftest.py): 5 times slower here
+    # off elsewhere in the tests (conftest.py): 5 times slower here
+    optimized = {"xla_backend_optimization_level": 2}
     paint = jax.jit(faces._pictures.__wrapped__, static_argnums=(1, 2), compiler_options=optimized)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faces, "_pictures", paint)
@@ -48,20 +49,27 @@ def test_what_is_shipped_has_a_recipe_and_is_small():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipe_and_the_data_are_those_of_the_manifest(name):
     manifest = pretrained.read_manifest(name)
-    assert manifest["recipe"] == RECIPES[name].as_json(), "the recipe has changed: train again (make train)"
+    assert manifest["recipe"] == RECIPES[name].as_json(), (
+        "the recipe has changed: train again (make train)"
+    )
     facts = pretrained.data_facts(RECIPES[name])
     assert manifest.get("data_sha256") == facts.get("data_sha256")
-    np.testing.assert_allclose(manifest.get("data_looks", []), facts.get("data_looks", []), rtol=1e-5)
+    np.testing.assert_allclose(
+        manifest.get("data_looks", []), facts.get("data_looks", []), rtol=1e-5
+    )
     for fact in ("versions", "seconds", "losses", "parameters"):
         assert manifest[fact]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_code_still_trains_as_the_manifest_says(name):
-    """The first three losses of a run started now; they change with network, loss, optimizer and data."""
+    """The first three losses of a run started now; they change with network, loss, optimizer and
+    data."""
     manifest = pretrained.read_manifest(name)
     losses = RECIPES[name].fit(steps=3, progress=False).losses
-    np.testing.assert_allclose(losses, manifest["first_losses"], rtol=2e-4, err_msg="train again (make train)")
+    np.testing.assert_allclose(
+        losses, manifest["first_losses"], rtol=2e-4, err_msg="train again (make train)"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +77,9 @@ def test_the_weights_still_have_the_held_out_loss_of_the_manifest(name):
     manifest, network = pretrained.read_manifest(name), pretrained.load(name)
     network = getattr(network, "network", network)  # what was trained, inside a VelocityFromTarget
     loss, stderr = RECIPES[name].held_out_loss(network)
-    np.testing.assert_allclose([loss, stderr], [manifest["held_out_loss"], manifest["held_out_stderr"]], rtol=2e-3)
+    np.testing.assert_allclose(
+        [loss, stderr], [manifest["held_out_loss"], manifest["held_out_stderr"]], rtol=2e-3
+    )
     assert networks.parameter_count(network) == manifest["parameters"]
 
 
@@ -80,12 +90,19 @@ def test_the_classifier_reads_held_out_digits():
     assert accuracy > 0.95
 
 
-# ----------------------------------------------------------------------------------------- saving, loading, training
+# ------------------------------------------------------------------------ saving, loading, training
 
 
 def tiny(**changes):
     return dataclasses.replace(
-        Recipe("MLP", {"shape": (28, 28), "width": 4, "layers": 1}, "mnist", {"digits": (5,)}, steps=3, warmup=1),
+        Recipe(
+            "MLP",
+            {"shape": (28, 28), "width": 4, "layers": 1},
+            "mnist",
+            {"digits": (5,)},
+            steps=3,
+            warmup=1,
+        ),
         **changes,
     )
 
@@ -98,9 +115,13 @@ def weights(network):
 def test_what_is_saved_is_loaded(tmp_path, kind):
     recipe = {
         "MLP": tiny(),
-        "paper": tiny(network="UNet", arguments={"shape": (8, 8), "channels": (2, 2), "residual": False, "time": 4}),
+        "paper": tiny(
+            network="UNet",
+            arguments={"shape": (8, 8), "channels": (2, 2), "residual": False, "time": 4},
+        ),
         "classifier": tiny(
-            network="Classifier", arguments={"shape": (8, 8), "outputs": 2, "channels": (4,), "depths": (1,)}
+            network="Classifier",
+            arguments={"shape": (8, 8), "outputs": 2, "channels": (4,), "depths": (1,)},
         ),
     }[kind]
     network = recipe.build()
@@ -117,8 +138,12 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     pretrained.train("it", tmp_path)
     velocity, manifest = pretrained.load("it", tmp_path), pretrained.read_manifest("it", tmp_path)
-    assert isinstance(velocity, networks.VelocityFromTarget) and velocity(0.5, jnp.ones((28, 28))).shape == (28, 28)
-    assert len(manifest["losses"]) == 3 and manifest["losses"] == pytest.approx(manifest["first_losses"], abs=1e-5)
+    assert isinstance(velocity, networks.VelocityFromTarget) and velocity(
+        0.5, jnp.ones((28, 28))
+    ).shape == (28, 28)
+    assert len(manifest["losses"]) == 3 and manifest["losses"] == pytest.approx(
+        manifest["first_losses"], abs=1e-5
+    )
     content = (tmp_path / "it.safetensors").read_bytes()
     assert hashlib.sha256(content).hexdigest() == manifest["sha256"]
     again = training.fit(
@@ -144,14 +169,19 @@ def test_refusals(tmp_path):
     with pytest.raises(OSError, match=r"it\.safetensors is damaged"):
         pretrained.load("it", tmp_path)
     pretrained.save(
-        "it", tiny().build(), tmp_path, recipe=tiny(arguments={"shape": (28, 28), "width": 5, "layers": 1}).as_json()
+        "it",
+        tiny().build(),
+        tmp_path,
+        recipe=tiny(arguments={"shape": (28, 28), "width": 5, "layers": 1}).as_json(),
     )
     with pytest.raises(OSError, match="have shape"):
         pretrained.load("it", tmp_path)
 
 
 def test_the_command_refuses_an_unknown_name():
-    result = subprocess.run([sys.executable, "-m", "cdelta.pretrained", "sixes"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "cdelta.pretrained", "sixes"], capture_output=True, text=True
+    )
     assert result.returncode == 2 and "unknown: sixes" in result.stderr and "fives" in result.stderr
 
 
