@@ -1,0 +1,161 @@
+r"""From a matplotlib figure, or the cells of a table, to the HTML that a page shows."""
+
+import hashlib
+import html
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import display
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from cdelta.figures.style import THEMED
+
+# What the figure needs where the book's style sheet is not: in a notebook
+_INLINE = (
+    "max-width:{width:g}pt;width:100%;height:auto;overflow:visible;"
+    "stroke-linejoin:round;stroke-linecap:butt"
+)
+
+
+def show(fig: Figure, *, caption: str, alt: str) -> None:
+    r"""Display a figure as an HTML ``<figure>`` with an inline SVG, and close it.
+
+    ``caption`` is simple HTML, with TeX between ``\(`` and ``\)`` (write ``\lt`` for <); ``alt`` is
+    plain text that says what a reader sees, for one who does not. Raises ValueError when either is
+    empty.
+    """
+    described(caption, alt)
+    svg, prefix = drawn(fig, alt, caption)
+    present(framed(prefix, svg, "", caption), f"[figure: {alt}]")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str) -> None:
+    r"""Display a table. Cells and caption are simple HTML with TeX between ``\(`` and ``\)``.
+
+    The first cell of a row names it.
+
+    Raises ValueError when the caption is empty or a row's length is not the header's.
+    """
+    described(caption, caption)
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(
+                f"every row must have the header's {len(header)} cells, got {len(row)}: {row}"
+            )
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, *cells in rows
+    )
+    page = (
+        f'<div class="cd-table mathjax_process tex2jax_process"><table><caption>{caption}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    present(page, "\n".join("\t".join(map(str, row)) for row in [header, *rows]))
+
+
+def tex(values: ArrayLike, form: str = ".2f") -> str:
+    r"""A matrix as TeX, ``\(...\)``, its numbers rounded, for a :func:`table` or a caption."""
+    rows = (
+        " & ".join(f"{value + 0.0:{form}}" for value in row)  # + 0.0: no number is written -0
+        for row in np.round(np.atleast_2d(values), 12)
+    )
+    return r"\(\begin{pmatrix}" + r" \\ ".join(rows) + r"\end{pmatrix}\)"
+
+
+def described(caption: str, alt: str) -> None:
+    """Refuse a figure without words."""
+    for name, text in (("caption", caption), ("alt", alt)):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} must say what the figure shows, got {text!r}")
+
+
+def drawn(
+    fig: Figure, alt: str, salt: str, edit: Callable[[str], str] = lambda svg: svg
+) -> tuple[str, str]:
+    """The figure as a themed inline SVG, and the prefix that makes its ids its own.
+
+    ``edit`` may change matplotlib's SVG while the figure still has its layout; ``salt`` tells
+    figures of the same drawing apart.
+    """
+    # The constrained layout needs a second pass to settle: without this one the file would depend
+    # on whether the figure had been drawn before.
+    fig.draw_without_rendering()
+    file = StringIO()
+    fig.savefig(file, format="svg")
+    svg = edit(file.getvalue())
+    plt.close(fig)
+
+    svg = _body(svg)
+    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
+    svg = re.sub(r'( d="[^"]*"| [xy]="[^"]*")', lambda match: _shorter(match[0]), svg)
+    for color, themed in THEMED.items():
+        # not where more digits follow: those are other colours, with an opacity of their own
+        svg = re.sub(color + r"(?![0-9a-f])", themed, svg, flags=re.I)
+    # made from the content: two figures of a page never share an id, and a figure keeps its ids
+    # when another is put before it
+    prefix = "cd-" + hashlib.sha256((salt + svg).encode()).hexdigest()[:10]
+    svg = _own_ids(svg, prefix)
+    # white space between elements: matplotlib indents, and none of it is seen
+    svg = re.sub(r">\s+<", "><", svg).strip()
+
+    # a screen reader meets one picture with a name, not hundreds of paths
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{html.escape(alt)}" style="{_INLINE.format(width=width)}">'
+    )
+    return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1), prefix
+
+
+def _body(svg: str) -> str:
+    """The ``<svg>`` element without what differs from run to run (the date, in the metadata) and
+    what would leak into the page: a style sheet inside an inline SVG holds for the whole page."""
+    return re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>",
+        "",
+        svg[svg.index("<svg") :],
+        flags=re.S,
+    )
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    """Ids are the page's, not the SVG's: those that something refers to (and the slider's paths)
+    get the prefix, all others go."""
+    referred = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    referred |= set(re.findall(r'id="(path-\d+)"', svg))
+    svg = re.sub(
+        r' id="([^"]*)"',
+        lambda match: f' id="{prefix}-{match[1]}"' if match[1] in referred else "",
+        svg,
+    )
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{prefix}-", svg)
+    return svg.replace("xlink:href", "href")  # HTML knows no namespaces
+
+
+def _shorter(attribute: str) -> str:
+    """Coordinates to a hundredth of a point: a third of the bytes, and no last digits that differ
+    between runs."""
+    return re.sub(
+        r"-?\d+\.\d+",
+        lambda number: f"{float(number[0]) + 0.0:.2f}".rstrip("0").rstrip("."),
+        attribute,
+    )
+
+
+def framed(prefix: str, svg: str, controls: str, caption: str) -> str:
+    """The ``<figure>`` element: the drawing, what moves it, the caption."""
+    kind = "cd-figure cd-movable" if controls else "cd-figure"
+    return (
+        f'<figure class="{kind}" id="{prefix}"><div class="cd-canvas">{svg}</div>{controls}'
+        f'<figcaption class="mathjax_process tex2jax_process">{caption}</figcaption></figure>'
+    )
+
+
+def present(page: str, plain: str) -> None:
+    """Display a page's HTML, and in a terminal the plain text."""
+    display({"text/html": page, "text/plain": plain}, raw=True)

@@ -1,0 +1,150 @@
+"""The few plots that chapters share: matrices, images, ellipses, arrows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.patches import Polygon
+from matplotlib.quiver import Quiver
+from numpy.typing import ArrayLike
+
+from cdelta.figures.style import BLUE, DIVERGING
+
+
+def matrix(
+    ax: Axes,
+    values: ArrayLike,
+    labels: Sequence[str] | None = None,
+    *,
+    stderr: ArrayLike | None = None,
+    limit: float | int | None = None,
+    numbers: bool | None = None,
+    form: str = ".2f",
+) -> AxesImage:
+    """A matrix as coloured cells: red above zero, blue below, the page's own colour at zero.
+
+    ``limit`` is the value of full colour (default: the largest size). Its ``numbers`` are written
+    into the cells of up to 8 columns (or as told), each with its standard error when ``stderr`` has
+    them. Returns the image, for a colour bar: ``colorbar(image, ax)``.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2:
+        raise ValueError(f"values must be a matrix, got shape {values.shape}")
+    rows, columns = values.shape
+    if labels is not None and len(labels) not in (rows, columns):
+        raise ValueError(
+            f"labels must name the {rows} rows or the {columns} columns, got {len(labels)}"
+        )
+    limit = limit or np.abs(values).max() or 1.0
+    image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    upright = labels is not None and columns > 8
+    ax.set_xticks(*_ticks(labels, columns), rotation=90 if upright else 0)
+    ax.set_yticks(*_ticks(labels, rows))
+    if columns <= 8 if numbers is None else numbers:
+        for (i, j), value in np.ndenumerate(values):
+            error = "" if stderr is None else f"\n±{np.asarray(stderr)[i, j]:{form}}"
+            text = f"{value:{form}}{error}".replace("-", "−")
+            ax.text(j, i, text, ha="center", va="center", fontsize=8.5)
+    return image
+
+
+def _ticks(labels: Sequence[str] | None, count: int) -> tuple[list[int], list[str]]:
+    named = labels is not None and len(labels) == count
+    return (list(range(count)), list(labels)) if named else ([], [])
+
+
+def images(
+    axes: Any,
+    stack: ArrayLike,
+    titles: Sequence[str] | None = None,
+    *,
+    diverging: bool = False,
+    limits: tuple[Any, Any] | None = None,
+) -> AxesImage:
+    """Images ``[n, height, width]`` (or ``[n, height, width, 3]``), one to each of the axes, on one
+    scale of grey.
+
+    ``diverging``: signed values, red above zero and blue below. ``limits``: values of both ends
+    (default: those of the whole stack, symmetric when diverging). Axes left over are emptied.
+    Returns the last image, for a colour bar.
+    """
+    stack, axes = np.asarray(stack, dtype=float), np.ravel(axes)
+    if stack.ndim not in (3, 4) or not 0 < len(stack) <= len(axes):
+        raise ValueError(
+            f"stack must be [n, height, width(, 3)] with n of 1 to {len(axes)}, "
+            f"got shape {stack.shape}"
+        )
+    if titles is not None and len(titles) != len(stack):
+        raise ValueError(
+            f"titles must have one text for each of the {len(stack)} images, got {len(titles)}"
+        )
+    size = np.abs(stack).max() or 1.0
+    low, high = limits or ((-size, size) if diverging else (stack.min(), stack.max()))
+    for ax in axes:
+        ax.axis("off")
+    for number, (ax, pixels) in enumerate(zip(axes, stack, strict=False)):
+        image = ax.imshow(pixels, cmap=DIVERGING if diverging else "gray", vmin=low, vmax=high)
+        if titles is not None:
+            ax.set_title(titles[number])
+    return image
+
+
+def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:
+    """A thin colour bar without a frame, its colours one small picture."""
+    bar = image.get_figure().colorbar(
+        image, ax=ax, **{"shrink": 0.8, "aspect": 25, "pad": 0.02, **options}
+    )
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(True)
+    return bar
+
+
+def ellipse_points(
+    mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, points: int = 60
+) -> np.ndarray:
+    r"""The curve :math:`(x - m)^T C^{-1} (x - m) = n_\sigma^2`, as ``[..., points, 2]``.
+
+    ``mean`` is ``[..., 2]``, ``cov`` ``[..., 2, 2]``.
+    """
+    size, axes = np.linalg.eigh(np.asarray(cov, dtype=float))
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    circle = nsigma * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    root = axes * np.sqrt(np.clip(size, 0, None))[..., None, :]
+    return np.asarray(mean, dtype=float)[..., None, :] + circle @ np.swapaxes(root, -1, -2)
+
+
+def ellipse(
+    ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, **options: Any
+) -> Polygon:
+    """Draw the ``nsigma`` ellipse of a two-dimensional Gaussian."""
+    options = {"fill": False, "edgecolor": BLUE, "linewidth": 1.4, **options}
+    return ax.add_patch(Polygon(ellipse_points(mean, cov, nsigma), closed=True, **options))
+
+
+def arrows(
+    ax: Axes,
+    points: ArrayLike,
+    vectors: ArrayLike,
+    color: str = BLUE,
+    scale: float | int = 1.0,
+    **options: Any,
+) -> Quiver:
+    """Arrows ``scale * vectors`` from ``points`` (both ``[n, 2]``), in data coordinates: lengths
+    compare by eye."""
+    points, vectors = np.asarray(points, dtype=float), scale * np.asarray(vectors, dtype=float)
+    options = {
+        "width": 0.0035,
+        "headwidth": 4.0,
+        "headlength": 5.0,
+        "headaxislength": 4.5,
+        "zorder": 3,
+        **options,
+    }
+    return ax.quiver(
+        *points.T, *vectors.T, color=color, angles="xy", scale_units="xy", scale=1, **options
+    )

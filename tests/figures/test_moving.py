@@ -1,0 +1,191 @@
+"""A slider that moves: the frames that were computed, and in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import cdelta
+from cdelta import figures
+from tests.figures.samples import frames, small
+
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+def test_frames_lie_where_the_data_says(shown):
+    """Ratios of distances in the drawing are those of the data, and y points up."""
+    small()
+    points, arrows, areas = frames(shown[0])["d"]
+    x = [int(re.match(r"M(-?\d+)", path)[1]) for path in points]
+    assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx((8 - 2) / (4 - 2), abs=2e-3)
+    rise = [int(re.match(r"M-?\d+ -?\d+l-?\d+[ -](\d+)", path)[1]) for path in arrows]
+    assert (rise[2] / rise[0], rise[1] / rise[0]) == pytest.approx((8, 2), abs=0.02)
+    assert all(path.endswith("z") for path in areas)
+    # the vertical scale is that of the axes' ticks: a frame's point at y = 5 lies at the middle of
+    # the clip rectangle
+    top, height = (
+        float(v)
+        for v in re.search(
+            r'<rect x="[^"]+" y="([^"]+)" width="[^"]+" height="([^"]+)"', shown[0]
+        ).groups()
+    )
+    assert int(re.match(r"M-?\d+ (\d+)", points[0])[1]) / 10 == pytest.approx(
+        top + height / 2, abs=0.06
+    )
+
+
+def test_the_first_frame_needs_no_script(shown):
+    small(start=2)
+    path = re.search(r'<path id="[^"]*-path-0"[^>]* d="([^"]*)"', shown[0])[1]
+    assert path == frames(shown[0])["d"][0][2]
+    assert '<div class="cd-controls" hidden>' in shown[0]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"values": [0.0, 1.0], "start": 0}, "one frame for each of the 2 values, got 3"),
+        ({"values": [0.0]}, "at least two"),
+        ({"readout": ["one"]}, "one text for each of the 3"),
+        ({"start": 3}, "from 0 to 2, got 3"),
+    ],
+)
+def test_frames_that_do_not_match_are_refused(wrong, message, shown):
+    with pytest.raises(ValueError, match=message):
+        small(**wrong)
+    assert shown == []
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("kind", "frame", "message"),
+    [
+        ("points", [1.0, 2.0], r"\[n, 2\], got \(2,\)"),
+        ("arrows", [[1.0, 2.0]], r"\[n, 2, 2\], got \(1, 2\)"),
+        ("line", [[1.0, np.nan]], "finite"),
+        ("dots", [[1.0, 2.0]], "kind must be one of"),
+    ],
+)
+def test_layers_that_cannot_be_drawn_are_refused(kind, frame, message, shown):
+    fig, ax = plt.subplots()
+    with pytest.raises(ValueError, match=message):
+        figures.movable(
+            fig, [figures.Layer(ax, kind, [frame] * 2)], [0, 1], label="t", caption="c", alt="a"
+        )
+    assert shown == []
+
+
+def test_a_figure_too_large_is_refused(shown):
+    fig, ax = plt.subplots()
+    noise = np.random.default_rng(0).normal(size=(20, 4000, 2))
+    with pytest.raises(ValueError, match="may take 400000 bytes"):
+        figures.movable(
+            fig, [figures.Layer(ax, "points", noise)], range(20), label="t", caption="c", alt="a"
+        )
+    assert shown == []
+
+
+SCRIPT = Path(cdelta.__file__).parent / "figures" / "slider.js"
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not here; the browser below is")
+def test_the_script_parses_as_it_lies_and_as_it_is_shown(shown, tmp_path):
+    """Comments and indentation are cut for the page: what is left must be the same program."""
+    small()
+    shortened = tmp_path / "shown.js"
+    shortened.write_text(re.search(r"<script>(.*?)</script>", shown[0], re.S)[1], "utf-8")
+    for file in (SCRIPT, shortened):
+        done = subprocess.run(["node", "--check", file], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_page_holds_the_script_whole(shown):
+    small()
+    code = re.sub(r"^ *//.*\n", "", SCRIPT.read_text("utf-8"), flags=re.M)
+    prefix = re.search(r'<figure [^>]*id="([^"]*)"', shown[0])[1]
+    page = re.search(r"<script>(.*?)</script>", shown[0], re.S)[1]
+    assert page.split() == code.replace("PREFIX", prefix).split()
+
+
+def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
+    assert CHROMIUM, "this test needs a Chromium, as the README says"
+    small(readout=["first", "second", "the <third>"])
+    script = r"""
+    const figure = document.querySelector("figure"), slider = figure.querySelector("input");
+    const play = figure.querySelector("button"), output = figure.querySelector("output");
+    const paths = [...figure.querySelectorAll("svg path[id]")];
+    const layers = paths.filter(p => /-path-\d+$/.test(p.id));
+    const seen = [];
+    const state = () => seen.push({
+      d: layers.map(p => p.getAttribute("d")), text: output.textContent, value: slider.value,
+      spoken: slider.getAttribute("aria-valuetext"),
+      shown: !figure.querySelector(".cd-controls").hidden,
+    });
+    const label = () => seen.push(play.getAttribute("aria-label"));
+    state();
+    slider.value = 2; slider.dispatchEvent(new Event("input")); state();
+    play.click(); label();
+    setTimeout(() => {
+      state(); label();
+      const out = document.createElement("pre");
+      out.id = "seen"; out.textContent = JSON.stringify(seen);
+      document.body.append(out);
+    }, 2000);
+    """
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>",
+        encoding="utf-8",
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=5000", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+    paths = np.array(frames(shown[0])["d"])
+    before, after, playing, ended, stopped = seen
+    assert before["shown"] and before["d"] == list(paths[:, 1]) and before["text"] == "second"
+    assert after["d"] == list(paths[:, 2]) and after["text"] == after["spoken"] == "the <third>"
+    # play starts again from the first frame, and stops by itself at the last
+    assert (playing, stopped) == ("Pause", "Play")
+    assert ended["value"] == "2" and ended["d"] == list(paths[:, 2])
+
+
+def test_moving_ellipses_are_images_of_the_circle(shown):
+    """Each drawn arc's centre, half-axes and direction give back J Jᵀ, whatever the axes'
+    scales."""
+    fig, ax = plt.subplots(figsize=(5, 2))
+    ax.set(xlim=(-4, 4), ylim=(-4, 4))
+    linear = np.array([[[1.0, 2.0], [0.0, 1.0]], [[-1.0, 0.5], [0.7, 2.0]]])
+    centres = np.array([[0.5, -1.0], [-1.0, 1.0]])
+    frame = np.concatenate([centres[:, None], np.swapaxes(linear, 1, 2)], 1)
+    figures.movable(
+        fig, [figures.Layer(ax, "ellipses", [frame] * 2)], [0, 1], label="t", caption="c", alt="a"
+    )
+    width, height = (
+        float(v)
+        for v in re.search(r'<rect[^>]*width="([^"]+)" height="([^"]+)"', shown[0]).groups()
+    )
+    scale = np.diag([10 * width / 8, -10 * height / 8])  # data to tenths of a point, y down
+    path, middles = frames(shown[0])["d"][0][0], []
+    for number, arc in enumerate(
+        re.findall(r"M(\S+) (\S+?)a(\d+) (\d+) (-?\d+) 00(-?\d+) ?(-?\d+)a", path)
+    ):
+        x, y, long, short, degrees, across, down = map(float, arc)
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        turn = np.array([[c, -s], [s, c]])
+        drawn = turn @ np.diag([long**2, short**2]) @ turn.T
+        image = scale @ linear[number]
+        np.testing.assert_allclose(drawn, image @ image.T, atol=0.03 * long**2)
+        middles.append(np.array([x + across / 2, y + down / 2]))
+    np.testing.assert_allclose(middles[1] - middles[0], scale @ (centres[1] - centres[0]), atol=2)

@@ -1,0 +1,106 @@
+"""The figures' HTML: themed, described, the same every time."""
+
+import re
+
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import pytest
+
+from cdelta import figures
+from tests.figures.samples import everything, root, small, style_colours
+
+
+def test_the_page_is_one_described_figure(shown):
+    figures.show(everything(), caption=r"See \(\Sigma\), <b>bold</b>.", alt='lines & "signs" < 3')
+    figure = root(re.sub(r"<figcaption.*</figcaption>", "", shown[0]))
+    svg = figure.find(".//{http://www.w3.org/2000/svg}svg")
+    assert (
+        figure.tag == "figure"
+        and svg.get("role") == "img"
+        and svg.get("aria-label") == 'lines & "signs" < 3'
+    )
+    caption = re.search(r"<figcaption ([^>]*)>(.*)</figcaption>", shown[0]).groups()
+    assert caption == (
+        'class="mathjax_process tex2jax_process"',
+        r"See \(\Sigma\), <b>bold</b>.",
+    )
+    assert not re.search(
+        r"<\?xml|<!DOCTYPE|<metadata|<style|xlink|https?://(?!www\.w3\.org/2000/svg)", shown[0]
+    )
+
+
+def test_every_colour_is_themed(shown):
+    figures.show(everything(), caption="c", alt="a")
+    bare = re.sub(
+        r"var\(--cd-\w+, (var\(--jp-layout-color0, )?#[0-9a-f]{6}\)+|url\(#[^)]*\)", "", shown[0]
+    )
+    bare = re.sub(r'(href|id)="[^"]*"', "", bare)
+    assert re.findall(r"#[0-9a-fA-F]{3,8}\b", bare) == []
+    assert "currentColor" in shown[0]
+    assert {f"--cd-{name}" for name in re.findall(r"var\(--cd-(\w+)", shown[0])} == set(
+        style_colours("light")
+    )
+
+
+def test_ids_are_unique_on_a_page_and_all_references_resolve(shown):
+    figures.show(everything(), caption="c", alt="a")
+    figures.show(everything(shift=0.1), caption="c", alt="a")
+    small()
+    page = "".join(shown)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    references = re.findall(r'(?:url\(#|href="#)([^")]+)', page)
+    assert len(ids) == len(set(ids)) and len(references) > 20
+    assert set(references) <= set(ids)
+
+
+def test_the_same_figure_gives_the_same_bytes(shown):
+    for _ in range(2):
+        figures.show(everything(), caption="c", alt="a")
+        small()
+    assert shown[0] == shown[2] and shown[1] == shown[3]
+
+
+def test_the_figure_is_closed_when_shown(shown):
+    fig = everything()
+    figures.show(fig, caption="c", alt="a")
+    assert not plt.fignum_exists(fig.number)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("missing", [{"caption": ""}, {"alt": "  "}, {"alt": None}])
+def test_a_figure_without_words_is_refused(missing, shown):
+    texts = {"caption": "c", "alt": "a"} | missing
+    with pytest.raises(ValueError, match=f"{next(iter(missing))} must say"):
+        figures.show(everything(), **texts)
+    with pytest.raises(ValueError, match=f"{next(iter(missing))} must say"):
+        small(**texts)
+    assert shown == []
+
+
+def test_images_keep_their_own_pixels(shown):
+    fig, axes = plt.subplots(1, 3)
+    figures.images(axes, jnp.arange(2 * 5 * 7).reshape(2, 5, 7), ["one", "two"])
+    figures.show(fig, caption="c", alt="a")
+    pictures = re.findall(r"<image[^>]*>", shown[0])
+    assert len(pictures) == 2
+    assert all(
+        'width="7"' in tag and 'height="5"' in tag and "image-rendering:pixelated" in tag
+        for tag in pictures
+    )
+    assert all('href="data:image/png;base64,' in tag for tag in pictures)
+
+
+def test_a_table_holds_its_cells_and_refuses_ragged_rows(shown):
+    figures.table(
+        ["map", "J"], [["one", figures.tex([[1, -0.0], [0.256, 2]])]], caption=r"See \(J\)."
+    )
+    cells = [cell.text for cell in root(shown[0]).iter() if cell.tag in ("th", "td", "caption")]
+    assert cells == [
+        r"See \(J\).",
+        "map",
+        "J",
+        "one",
+        r"\(\begin{pmatrix}1.00 & 0.00 \\ 0.26 & 2.00\end{pmatrix}\)",
+    ]
+    with pytest.raises(ValueError, match="the header's 2 cells, got 1"):
+        figures.table(["a", "b"], [["c"]], caption="c")

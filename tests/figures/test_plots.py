@@ -1,0 +1,45 @@
+"""The few plots that chapters share."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from cdelta import figures
+
+
+def test_an_ellipse_is_at_its_distance():
+    rng = np.random.default_rng(1)
+    factor = rng.normal(size=(5, 2, 2))
+    cov, mean = factor @ np.swapaxes(factor, -1, -2), rng.normal(size=(5, 2))
+    offset = figures.ellipse_points(mean, cov, nsigma=3.0, points=17) - mean[:, None]
+    distance = np.einsum("kpi,kij,kpj->kp", offset, np.linalg.inv(cov), offset)
+    np.testing.assert_allclose(distance, 9.0, rtol=1e-9)
+
+
+def test_a_matrix_shows_its_numbers_and_refuses_wrong_labels():
+    _, ax = plt.subplots()
+    image = figures.matrix(ax, [[1.0, -2.0]], stderr=[[0.1, 0.2]], form=".1f")
+    assert [text.get_text() for text in ax.texts] == ["1.0\n±0.1", "−2.0\n±0.2"]
+    assert image.get_clim() == (-2.0, 2.0)
+    assert image.cmap(0.5)[3] < 0.01 and image.cmap(0.0)[3] == image.cmap(1.0)[3] == 1
+    with pytest.raises(ValueError, match="labels must name"):
+        figures.matrix(ax, np.eye(3), ["a"])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("stack", "titles"),
+    [(np.zeros((5, 5)), None), (np.zeros((3, 5, 5)), None), (np.ones((1, 2, 2)), ["a", "b"])],
+)
+def test_images_that_do_not_fit_are_refused(stack, titles):
+    _, axes = plt.subplots(1, 2)
+    with pytest.raises(ValueError, match=r"stack must be|titles must have"):
+        figures.images(axes, stack, titles)
+
+
+def test_arrows_have_the_length_of_their_vectors():
+    _, ax = plt.subplots()
+    ax.set(xlim=(0, 4), ylim=(0, 2))
+    quiver = figures.arrows(ax, [[1.0, 1.0]], [[2.0, 0.5]], scale=0.5)
+    np.testing.assert_allclose([quiver.U, quiver.V], [[1.0], [0.25]])
+    assert (quiver.angles, quiver.scale_units, quiver.scale) == ("xy", "xy", 1)
