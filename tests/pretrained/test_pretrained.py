@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from cdelta import networks, pretrained, training
-from cdelta.datasets import faces
+from cdelta.datasets.faces import painter, samples
 from cdelta.pretrained import RECIPES, Recipe
 
 NAMES = sorted(path.stem for path in pretrained.FOLDER.glob("*.json"))
@@ -24,7 +24,7 @@ def drawn_once():
     """Several tests need the same data, and painting thousands of faces takes seconds."""
     plain, kept = Recipe.samples, {}
 
-    def samples(recipe, split):
+    def kept_samples(recipe, split):
         what = json.dumps([recipe.data, recipe.data_arguments, recipe.objective, split])
         if what not in kept:
             kept[what] = plain(recipe, split)
@@ -32,10 +32,10 @@ def drawn_once():
 
     # off elsewhere in the tests (conftest.py): 5 times slower here
     optimized = {"xla_backend_optimization_level": 2}
-    paint = jax.jit(faces._pictures.__wrapped__, static_argnums=(1, 2), compiler_options=optimized)
+    paint = jax.jit(painter.pictures.__wrapped__, static_argnums=(1, 2), compiler_options=optimized)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faces, "_pictures", paint)
-        patch.setattr(Recipe, "samples", samples)
+        patch.setattr(samples, "pictures", paint)
+        patch.setattr(Recipe, "samples", kept_samples)
         yield
 
 

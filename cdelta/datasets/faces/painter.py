@@ -1,52 +1,17 @@
-r"""Rendered faces whose causal graph is known: portraits of smooth shapes, differentiable all the
-way to the noises.
+"""The painter: attributes and nuisances become a picture, by layers of smooth shapes."""
 
-A face is made in two maps, both differentiable: a structural model turns independent standard
-normal noises into attributes (:data:`ATTRIBUTES`, most of them named as in CelebA), and
-:func:`render` turns attributes, together with what nobody labels (:data:`NUISANCES`), into an RGB
-image. So the true Jacobians of image and attributes are known (:func:`jacobian`), and any estimate
-made from images alone can be held against them. :func:`write_celeba` writes faces as CelebA is laid
-out, so that code for CelebA runs on them unchanged.
-"""
-
-import contextlib
 import functools
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float
 
 from cdelta import _check
-from cdelta.causal import LinearSCM, causal_order
-from cdelta.datasets.celeba import ATTRIBUTE_LIST, IMAGES, PARTITION_LIST, SPLITS, optional
-from cdelta.datasets.celeba import ATTRIBUTES as CELEBA_ATTRIBUTES
+from cdelta.datasets.faces.structure import ATTRIBUTES
 
-ATTRIBUTES = (
-    "Heavy_Makeup",
-    "Rosy_Cheeks",
-    "Pointy_Nose",
-    "Smiling",
-    "Young",
-    "Eyeglasses",
-    "Wearing_Lipstick",
-    "Arched_Eyebrows",
-    "Pale_Skin",
-    "Blond_Hair",
-    "Bangs",
-    "Narrow_Eyes",
-    "Big_Lips",
-    "Chubby",
-)
 NUISANCES = ("background", "clothes", "eye_colour", "hair_length", "turn", "tilt")
-PARTS = ("train",) * 8 + ("valid", "test")  # of ten images that are written
-NOTE, PIXELS = "faces.json", (218, 178)
 # of an edge, in half widths of the picture: about one pixel of 64 from 10 % to 90 %
 SOFTNESS = 0.0095
 
@@ -54,181 +19,6 @@ SOFTNESS = 0.0095
 SIDES = np.array([-1, 1], np.float32).reshape(2, 1, 1)
 
 Layer = tuple[Array | np.ndarray, Array]  # a colour [3] and its opacity [h, w], or [sides, h, w]
-
-
-# ------------------------------------------------------------------------ from noises to attributes
-
-# cause, effect
-GRAPHS = {
-    "common_cause": (("Heavy_Makeup", "Rosy_Cheeks"), ("Heavy_Makeup", "Pointy_Nose")),
-    "mediator": (("Rosy_Cheeks", "Heavy_Makeup"), ("Heavy_Makeup", "Pointy_Nose")),
-    "collider": (("Rosy_Cheeks", "Heavy_Makeup"), ("Pointy_Nose", "Heavy_Makeup")),
-    "independent": (),
-}
-
-# standard normal noises [attributes] -> attributes [attributes]
-Structure = Callable[[Array], Array]
-
-
-def model(
-    graph: str | Mapping[tuple[str, str], float] = "common_cause", strength: float = 0.6
-) -> LinearSCM:
-    """A linear structural model of :data:`ATTRIBUTES` in which each has mean 0 and variance 1.
-
-    ``graph`` is one of :data:`GRAPHS`, whose edges all get the effect ``strength``
-    (``"common_cause"`` is what the paper supposes of CelebA: Heavy_Makeup causes Rosy_Cheeks and
-    Pointy_Nose), or a mapping ``(cause, effect) -> effect``. Attributes without an edge are
-    independent of all others.
-
-    Raises ValueError for an unknown graph or attribute, a cycle, or effects that by themselves give
-    an attribute a variance of 1 or more.
-    """
-    if isinstance(graph, str):
-        if graph not in GRAPHS:
-            raise ValueError(
-                f"graph must be one of {', '.join(GRAPHS)} or a mapping of edges, got {graph!r}"
-            )
-        graph = dict.fromkeys(GRAPHS[graph], strength)
-    weights = np.zeros((len(ATTRIBUTES), len(ATTRIBUTES)))
-    for edge, effect in graph.items():
-        for name in edge:
-            if name not in ATTRIBUTES:
-                raise ValueError(
-                    f"graph must name attributes out of {', '.join(ATTRIBUTES)}, got {name!r}"
-                )
-        weights[ATTRIBUTES.index(edge[1]), ATTRIBUTES.index(edge[0])] = effect
-    noise, cov = np.ones(len(ATTRIBUTES)), np.eye(len(ATTRIBUTES))
-    # causes first: their covariance is known when an effect needs it
-    for i in causal_order(weights):
-        explained = weights[i] @ cov @ weights[i]
-        if explained >= 1:
-            raise ValueError(
-                f"the effects on {ATTRIBUTES[i]} must explain a variance below 1, got {explained:.3g}"
-            )
-        noise[i] = np.sqrt(1 - explained)
-        cov[i] = cov[:, i] = weights[i] @ cov
-        cov[i, i] = 1
-    return LinearSCM(weights, noise)
-
-
-class Face(NamedTuple):
-    """An image and its attributes; or the Jacobian of both; or many of both."""
-
-    image: Float[Array, "..."]
-    attributes: Float[Array, "..."]
-
-
-def face(
-    noise: Float[ArrayLike, " noises"],
-    structure: Structure | None = None,
-    height: int = 64,
-    width: int = 64,
-) -> Face:
-    """The face that independent standard normal noises make: attributes' noises first, then the
-    nuisances.
-
-    ``structure`` maps the attributes' noises to attributes: a :class:`~cdelta.causal.LinearSCM`, a
-    :class:`~cdelta.causal.SCM` or any differentiable function; by default
-    ``model("common_cause")``. Returns
-    ``(image [height, width, 3] in [-1, 1], attributes [attributes])``.
-
-    Raises ValueError when the noise's or the attributes' number is wrong.
-    """
-    noise = _check.as_float("noise", noise)
-    n = len(ATTRIBUTES)
-    _check.shape(
-        "noise",
-        noise,
-        (n + len(NUISANCES),),
-        ", one for each of faces.ATTRIBUTES and faces.NUISANCES",
-    )
-    attributes = (model() if structure is None else structure)(noise[:n]).astype(noise.dtype)
-    return Face(render(attributes, noise[n:], height, width), attributes)
-
-
-def jacobian(
-    noise: Float[ArrayLike, " noises"],
-    structure: Structure | None = None,
-    height: int = 64,
-    width: int = 64,
-) -> Face:
-    r"""The true derivatives of a face with respect to its noises, by forward mode.
-
-    Returns ``(image [height, width, 3, noises], attributes [attributes, noises])``: what an
-    estimate of dependence made from images can be held against.
-    """
-    make = functools.partial(face, structure=structure, height=height, width=width)
-    return jax.jacfwd(make)(_check.as_float("noise", noise))
-
-
-def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"]:
-    """The noises of faces ``start`` to ``start + n``, each from its own key: asking for more
-    changes none of them.
-
-    Raises ValueError when n is not positive.
-    """
-    if n < 1:
-        raise ValueError(f"n must be positive, got {n}")
-    return jax.vmap(functools.partial(_noise, key))(jnp.arange(start, start + n))
-
-
-def _noise(key: PRNGKeyArray, i: ArrayLike) -> Array:
-    return jax.random.normal(
-        jax.random.fold_in(key, i), (len(ATTRIBUTES) + len(NUISANCES),), jnp.float32
-    )
-
-
-def sample(
-    key: PRNGKeyArray, n: int, structure: Structure | None = None, height: int = 64, width: int = 64
-) -> Face:
-    """``n`` independent faces, ``(images [n, height, width, 3], attributes [n, attributes])``, in
-    float32.
-
-    They are the faces of ``noises(key, n)``, and those that ``write_celeba`` writes with the same
-    key.
-    """
-    noise = noises(key, n)
-    attributes = _attributes(noise, structure)
-    return Face(
-        _pictures(jnp.concatenate([attributes, noise[:, len(ATTRIBUTES) :]], 1), height, width),
-        attributes,
-    )
-
-
-class Labelled(NamedTuple):
-    """Images, and for each attribute the probability that somebody who labels them says yes."""
-
-    images: Float[np.ndarray, "n 64 64 3"]
-    labels: Float[np.ndarray, "n attributes"]
-
-
-@functools.lru_cache(maxsize=2)  # rendering takes milliseconds a face
-def dataset(split: str = "train", graph: str = "common_cause", n: int = 6000) -> Labelled:
-    r"""``n`` faces of one of :data:`GRAPHS` to train on, or n/10 others (``"held_out"``), as NumPy
-    arrays.
-
-    Labels waver as people's do: an attribute a is said to be there with probability
-    :math:`\sigma(2a)`, and the labels are these probabilities. A classifier that sees a has then
-    the logit 2a: smooth, and linear in the attribute.
-
-    Raises ValueError for an unknown split or graph, or when n is not positive.
-    """
-    if split not in ("train", "held_out"):
-        raise ValueError(f'split must be "train" or "held_out", got {split!r}')
-    held_out = split == "held_out"
-    images, attributes = sample(
-        jax.random.key(held_out), max(1, n // 10) if held_out else n, model(graph)
-    )
-    return Labelled(np.asarray(images), np.asarray(jax.nn.sigmoid(2 * attributes)))
-
-
-def _attributes(noise: Array, structure: Structure | None) -> Array:
-    """``[n, noises] -> [n, attributes]``"""
-    structure = model() if structure is None else structure
-    return jax.jit(jax.vmap(structure))(noise[:, : len(ATTRIBUTES)]).astype(noise.dtype)
-
-
-# -------------------------------------------------------------------------------------- the painter
 
 
 def render(
@@ -244,25 +34,25 @@ def render(
     is the square [-1, 1]² at any resolution; one that is higher than wide shows more above and
     below at the same scale.
 
-    Raises ValueError when a shape is wrong.
+    Raises ValueError when a shape is wrong, or height or width not positive.
     """
+    height, width = _check.count("height", height), _check.count("width", width)
     attributes = _check.as_float("attributes", attributes)
-    _check.shape(
-        "attributes", attributes, (len(ATTRIBUTES),), ", one number for each of faces.ATTRIBUTES"
-    )
-    nuisances = (
-        jnp.zeros(len(NUISANCES), attributes.dtype)
-        if nuisances is None
-        else _check.as_float("nuisances", nuisances)
-    )
-    _check.shape(
-        "nuisances", nuisances, (len(NUISANCES),), ", one number for each of faces.NUISANCES"
-    )
-    return _picture(jnp.concatenate([attributes, nuisances]), height, width)
+    if nuisances is None:
+        nuisances = jnp.zeros(len(NUISANCES), attributes.dtype)
+    nuisances = _check.as_float("nuisances", nuisances)
+    for name, values, names in (
+        ("attributes", attributes, ATTRIBUTES),
+        ("nuisances", nuisances, NUISANCES),
+    ):
+        of = f", one number for each of faces.{name.upper()}"
+        _check.shape(name, values, (len(names),), of)
+    return picture(jnp.concatenate([attributes, nuisances]), height, width)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _picture(p: Array, height: int, width: int) -> Array:
+def picture(p: Array, height: int, width: int) -> Array:
+    """``[attributes and nuisances] -> [height, width, 3]`` in [-1, 1]."""
     span = jnp.arange(height, dtype=p.dtype), jnp.arange(width, dtype=p.dtype)
     y, x = ((2 * s + 1 - size) / width for s, size in zip(span, (height, width), strict=True))
     x, y = jnp.meshgrid(x, y)
@@ -281,10 +71,10 @@ def _picture(p: Array, height: int, width: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _pictures(p: Array, height: int, width: int) -> Array:
-    """One after the other: a picture stays in the processor's cache, 4 times faster than
-    ``vmap``."""
-    return jax.lax.map(lambda row: _picture(row, height, width), p)
+def pictures(p: Array, height: int, width: int) -> Array:
+    """``[n, attributes and nuisances] -> [n, height, width, 3]``, one after the other: a picture
+    stays in the processor's cache, 4 times faster than ``vmap``."""
+    return jax.lax.map(lambda row: picture(row, height, width), p)
 
 
 def _over(image: Array, colour: Array | np.ndarray, opacity: Array) -> Array:
@@ -573,114 +363,3 @@ def _glasses(p, x, y):
     yield frame, worn * _inside(_abs(y + 0.07) - 0.016) * _inside(0.41 - u) * _inside(u - 0.5)
     # the bridge
     yield frame, worn * _inside(_abs(y + 0.06 - 2 * x**2) - 0.016) * _inside(_abs(x) - 0.045)
-
-
-# ----------------------------------------------------------------------------------------- as files
-
-
-def write_celeba(
-    root: str | os.PathLike,
-    n: int,
-    key: PRNGKeyArray,
-    structure: Structure | None = None,
-    quality: int = 95,
-    workers: int = 2,
-    progress: bool = True,
-) -> Path:
-    """Write ``n`` faces in CelebA's own layout and return ``root``: 178 × 218 JPEGs and the two
-    lists.
-
-    The central 178 × 178 pixels of image ``i`` are face ``i - 1`` of ``sample(key, n, structure)``.
-    In the attribute list an attribute is 1 where it is positive and -1 elsewhere; those of CelebA's
-    40 that the faces do not have are -1 throughout. Of ten images the ninth is for validation and
-    the tenth for testing.
-
-    Each file is written whole, the lists last, images by ``workers`` threads. After an interruption
-    the same call goes on where it stopped, and a larger ``n`` adds to what is there.
-
-    Raises ValueError when n or workers is not positive, or root holds anything but faces of the
-    same key and structure.
-    """
-    from tqdm import tqdm
-
-    encode = optional("PIL.Image").fromarray
-    for what, value in (("n", n), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"{what} must be positive, got {value}")
-    root = Path(root)
-    noise = noises(key, n)
-    attributes = _attributes(noise, structure)
-    drawn = jnp.concatenate([attributes, noise[:, len(ATTRIBUTES) :]], 1)
-    folder = _claimed(root, key, Face(_picture(drawn[0], *PIXELS), attributes[0])) / IMAGES
-    folder.mkdir(exist_ok=True)
-    names = [f"{i + 1:06d}.jpg" for i in range(n)]
-
-    def write(i: int) -> None:
-        pixels = np.asarray(_picture(drawn[i], *PIXELS)) * 127.5 + 127.5
-        with _whole(folder / names[i], "wb") as file:
-            encode(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(
-                file, "JPEG", quality=quality
-            )
-
-    there = {entry.name for entry in os.scandir(folder)}
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=n, desc=f"faces in {root.name}", unit="face", disable=not progress) as bar,
-    ):
-        for block in (range(i, min(i + 256, n)) for i in range(0, n, 256)):
-            for _ in pool.map(write, [i for i in block if names[i] not in there]):
-                pass
-            bar.update(len(block))
-
-    with _whole(root / PARTITION_LIST) as file:
-        file.writelines(f"{name} {SPLITS[PARTS[i % len(PARTS)]]}\n" for i, name in enumerate(names))
-    present = np.zeros((n, len(CELEBA_ATTRIBUTES)), bool)
-    present[:, [CELEBA_ATTRIBUTES.index(name) for name in ATTRIBUTES]] = np.asarray(attributes) > 0
-    with _whole(root / ATTRIBUTE_LIST) as file:
-        file.write(f"{n}\n{' '.join(CELEBA_ATTRIBUTES)}\n")
-        for name, row in zip(names, present, strict=True):
-            file.write(f"{name} {' '.join(' 1' if value else '-1' for value in row)}\n")
-    return root
-
-
-def _claimed(root: Path, key: PRNGKeyArray, first: Face) -> Path:
-    """``root``, a folder of these faces and no others: a note says of which key, and how the first
-    one looks."""
-    note = root / NOTE
-    looks = [float(value) for part in first for value in (part.mean(), part.std())]
-    mine = {
-        "faces of the key": np.asarray(jax.random.key_data(key)).tolist(),
-        "looks of the first": looks,
-    }
-    if note.exists():
-        theirs = json.loads(note.read_text())
-        same = theirs.keys() == mine.keys() and all(
-            np.shape(theirs[name]) == np.shape(mine[name])
-            and np.allclose(theirs[name], mine[name], atol=1e-4)
-            for name in mine
-        )
-        if not same:
-            raise ValueError(
-                f"root must be empty or hold faces of the same key and structure; {note} tells of others"
-            )
-    elif root.exists() and any(root.iterdir()):
-        raise ValueError(
-            f"root must be empty or hold faces written before, got {root} with other files in it"
-        )
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        with _whole(note) as file:
-            json.dump(mine, file)
-    return root
-
-
-@contextlib.contextmanager
-def _whole(path: Path, mode: str = "w") -> Iterator[Any]:
-    """A file that is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, mode) as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

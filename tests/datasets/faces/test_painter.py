@@ -1,0 +1,57 @@
+"""What one sees of a face."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdelta.datasets import faces
+from tests.datasets.faces.common import CHEEKS, A, N, small
+
+
+def test_each_attribute_shows_and_they_can_be_told_apart():
+    """Over [-2, 2] each changes some pixel by a tenth of black to white, and no two change the same
+    pixels alike."""
+    step = 1.0
+    sweeps = []
+    for k in range(N):
+        sweep = np.stack([small(jnp.zeros(N).at[k].set(v)).image for v in np.arange(-2, 2.1, step)])
+        assert np.abs(sweep[-1] - sweep[0]).max() > 0.2, (faces.ATTRIBUTES + faces.NUISANCES)[k]
+        assert min(np.abs(b - a).max() for a, b in itertools.pairwise(sweep)) > 0.01
+        sweeps.append((sweep[-1] - sweep[0]).ravel())
+    # in noises, Heavy_Makeup moves its effects as well: undo the structure
+    sweeps = np.array(sweeps)
+    sweeps[:A] = np.linalg.solve(np.asarray(faces.model().structural_map).T, sweeps[:A])
+    sweeps /= np.linalg.norm(sweeps, axis=1, keepdims=True)
+    assert np.linalg.svd(sweeps, compute_uv=False)[-1] > 0.2
+
+
+def test_blush_is_red_and_on_the_cheeks():
+    at = {
+        value: np.asarray(faces.render(jnp.zeros(A, jnp.float32).at[CHEEKS].set(value)))
+        for value in (-2.0, 2.0)
+    }
+    change = at[2.0] - at[-2.0]
+    y, x = np.unravel_index(np.abs(change).sum(-1).argmax(), (64, 64))
+    assert 34 < y < 50 and (x < 28 or x > 35)
+    assert change[y, x, 1] < -0.2 and change[y, x, 2] < -0.2  # green and blue go, red stays
+
+
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_pictures_are_finite_and_in_range(scale):
+    p = scale * jax.random.normal(jax.random.key(1), (32, N), jnp.float32)
+    images = np.stack([faces.render(row[:A], row[A:]) for row in p])
+    assert images.dtype == np.float32 and images.shape == (32, 64, 64, 3)
+    assert images.min() >= -1 and images.max() <= 1
+    assert images.std() > 0.2
+
+
+def test_one_picture_at_all_resolutions():
+    p = 0.5 * jax.random.normal(jax.random.key(2), (N,), jnp.float32)
+    tall = faces.render(p[:A], p[A:], 98, 64)
+    low, high = (np.asarray(faces.render(p[:A], p[A:], size, size)) for size in (64, 128))
+    np.testing.assert_allclose(tall[17:81], low, atol=1e-6)
+    halved = high.reshape(64, 2, 64, 2, 3).mean((1, 3))
+    assert np.sqrt(((halved - low) ** 2).mean()) < 0.02
