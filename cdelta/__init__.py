@@ -14,6 +14,7 @@ _EXPORTS = {
     "GaussianMixture": "mixture",
     "Empirical": "posterior",
     "Flow": "flow",
+    "Moment": "moment",
 }
 _SUBMODULES = (
     "linear",
@@ -22,6 +23,7 @@ _SUBMODULES = (
     "posterior",
     "flow",
     "jacobian",
+    "moment",
     "dependence",
     "causal",
     "networks",

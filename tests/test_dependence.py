@@ -80,8 +80,8 @@ def test_probes_are_unbiased_and_as_many_as_dimensions_are_exact(probes):
         np.testing.assert_allclose(moment.matrix, exact, atol=1e-13)
     else:
         assert np.abs(scores(moment, exact)).max() < 4
-    settings = dependence._Wiggle((2, 2), "float64", "jvp", 1e-3, probes)
-    z = dependence._probes(KEY, settings).reshape(probes, 4)
+    products = dependence._Products((2, 2), "float64", "jvp", probes=probes)
+    z = products.directions(KEY).reshape(probes, 4)
     np.testing.assert_allclose(z @ z.T, 4 * np.eye(probes), atol=1e-13)
 
 
@@ -288,175 +288,6 @@ def test_few_samples_have_calibrated_errors_too(samples):
     assert abs(variances.mean() / values.var(ddof=1) - 1) < 4 * noise / np.sqrt(len(moments))
 
 
-@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 7}, {"batch": 64}, {"batch": 1000}])
-def test_the_estimate_does_not_depend_on_the_batch(options):
-    reference = wiggle_moment(hermite, KEY, (4,), 100)
-    found = wiggle_moment(hermite, KEY, (4,), 100, **options)
-    np.testing.assert_allclose(found.matrix, reference.matrix, rtol=1e-13)
-    np.testing.assert_allclose(found.stderr, reference.stderr, rtol=1e-10)
-    assert (
-        np.abs(wiggle_moment(hermite, jax.random.key(1), (4,), 100).matrix - reference.matrix).max()
-        > 1e-3
-    )
-
-
-def test_batches_and_repeats_do_not_compile_again():
-    traces = []
-
-    def counted(x):
-        traces.append(1)
-        return hermite(x)
-
-    wiggle_moment(counted, KEY, (4,), 16, batch=16)
-    first = len(traces)
-    wiggle_moment(counted, jax.random.key(1), (4,), 333, batch=16)
-    # a call looks at the output's shape once more, outside the compiled batch
-    assert len(traces) - first == 1
-
-
-def test_single_precision_loses_nothing_to_accumulation():
-    def large(x):
-        return 1e3 * linear(x) + jnp.sin(linear(x))
-
-    double = wiggle_moment(large, KEY, (4,), 5000, batch=100)
-    # the same latents: drawn in double precision, used in single
-    single = wiggle_moment(lambda x: large(x).astype(jnp.float32), KEY, (4,), 5000, batch=100)
-    assert np.abs(single.matrix / double.matrix - 1).max() < 1e-5
-    plain = wiggle_moment(hermite, KEY, (4,), 5000, dtype=jnp.float32)
-    assert np.abs(scores(plain, WIGGLE)).max() < 4
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(monkeypatch, batches, error):
-    real, calls = dependence._batch_sums, itertools.count()
-
-    def stopping(*args, **kwargs):
-        if next(calls) == batches:
-            raise error
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(dependence, "_batch_sums", stopping)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("power cut")])
-def test_an_interrupted_run_keeps_what_it_had_and_goes_on(tmp_path, monkeypatch, error):
-    path = tmp_path / "moment.npz"
-    whole = wiggle_moment(hermite, KEY, (4,), 500, batch=50)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4, error)
-        with pytest.raises(type(error)) as stopped:
-            wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
-    assert stopped.value.moment.samples == 200
-    assert (
-        "200 of 500 samples" in stopped.value.__notes__[-1]
-        and str(path) in stopped.value.__notes__[-1]
-    )
-    calls = []
-    monkeypatch.setattr(
-        dependence,
-        "_batch_sums",
-        lambda *a, run=dependence._batch_sums, **k: calls.append(1) or run(*a, **k),
-    )
-    resumed = wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path)
-    assert len(calls) == 6
-    np.testing.assert_array_equal(resumed.matrix, whole.matrix)
-    np.testing.assert_array_equal(resumed.stderr, whole.stderr)
-    assert (
-        wiggle_moment(hermite, KEY, (4,), 500, batch=50, resume=path).samples == 500
-        and len(calls) == 6
-    )
-    longer = wiggle_moment(hermite, KEY, (4,), 700, batch=64, resume=path)
-    np.testing.assert_allclose(
-        longer.matrix, wiggle_moment(hermite, KEY, (4,), 700).matrix, rtol=1e-12
-    )
-    assert [file.name for file in tmp_path.iterdir()] == ["moment.npz"]
-
-
-def test_a_run_without_a_file_keeps_its_moment_in_the_exception(monkeypatch):
-    stop_after(monkeypatch, 3, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt) as stopped:
-        held_moment(bent, KEY, (2,), 500, 1, batch=50)
-    assert stopped.value.moment.samples == 150
-    assert stopped.value.moment.held == (1,)
-
-
-def test_a_file_of_another_run_is_refused(tmp_path):
-    path = tmp_path / "moment.npz"
-    wiggle_moment(hermite, KEY, (4,), 100, resume=path)
-    for message, call in (
-        ("its key is", lambda: wiggle_moment(hermite, jax.random.key(1), (4,), 100, resume=path)),
-        (
-            "its statistic is .*method='rows'",
-            lambda: wiggle_moment(hermite, KEY, (4,), 100, "jvp", resume=path),
-        ),
-        ("its statistic is", lambda: feature_covariance(hermite, KEY, (4,), 100, resume=path)),
-        (
-            "belongs to another f",
-            lambda: wiggle_moment(lambda x: 2 * hermite(x), KEY, (4,), 100, resume=path),
-        ),
-        (
-            "already holds 100 samples, more than samples=50",
-            lambda: wiggle_moment(hermite, KEY, (4,), 50, resume=path),
-        ),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"moment.npz is not a file of accumulated samples"):
-        wiggle_moment(hermite, KEY, (4,), 100, resume=path)
-
-
-def test_a_bar_appears_when_asked_for(capsys):
-    wiggle_moment(linear, KEY, (4,), 100, progress=True)
-    assert "100/100" in capsys.readouterr().err
-    wiggle_moment(linear, KEY, (4,), 100)
-    assert capsys.readouterr().err == ""
-
-
-def test_nan_is_named_by_its_sample_and_nothing_is_lost():
-    def fails(x):
-        return jnp.stack([x[0], jnp.log(x[1] + 2.5)])  # NaN below -2.5, its derivative is not
-
-    for method in ("rows", "jvp", "finite_difference"):
-        with pytest.raises(ValueError, match=r"NaN or infinite at sample \d+ of 2000") as caught:
-            wiggle_moment(fails, KEY, (2,), 2000, method, batch=20)
-        index = int(str(caught.value).split("sample ")[1].split()[0])
-        key = jax.random.split(jax.random.fold_in(KEY, index))[0]
-        assert jax.random.normal(key, (2,))[1] < -2.5
-        assert caught.value.moment.samples == index // 20 * 20
-    flow = cdelta.Flow(lambda t, x: jnp.where(t > 0.5, jnp.nan, x))
-    with pytest.raises(ValueError, match="a velocity or network that returns NaN"):
-        wiggle_moment(flow, KEY, (2,), 10)
-    stiff = cdelta.Flow(lambda t, x: 1e3 * x**3, "tsit5", rtol=1e-3)
-    with pytest.raises(RuntimeError, match="adaptive solver 'tsit5' failed"):
-        wiggle_moment(stiff, KEY, (2,), 10, "jvp")
-
-
-def test_a_map_that_does_not_depend_on_x0_says_so():
-    moment = wiggle_moment(lambda x: jnp.stack([x[0], jnp.ones(()), x[1]]), KEY, (2,), 10)
-    with pytest.raises(
-        ValueError, match=r"correlation of features \[1\] is undefined.*does not depend on x0"
-    ):
-        _ = moment.correlation
-    with pytest.raises(ValueError, match=r"features \[1\]"):
-        _ = moment.correlation_stderr
-    with pytest.raises(ValueError, match=r"features \[1\] cannot be held"):
-        moment.partial(1)
-    np.testing.assert_array_equal(moment.select([2, 0]).correlation, np.eye(2))
-    np.testing.assert_array_equal(np.asarray(moment), np.diag([1.0, 0, 1]))
-
-
-def test_a_moment_is_a_pytree_and_one_sample_has_no_error():
-    moment = wiggle_moment(hermite, KEY, (4,), 20)
-    twice = jax.tree.map(lambda leaf: leaf * 2, moment)
-    np.testing.assert_allclose(twice.matrix, 2 * moment.matrix)
-    assert np.isnan(wiggle_moment(hermite, KEY, (4,), 1).stderr).all()
-    assert "replicates" not in repr(moment)
-
-
 DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
 
 
@@ -502,7 +333,7 @@ DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
         ),
         (
             lambda: jax.jit(lambda key: wiggle_moment(linear, key, (4,), 10).matrix)(KEY),
-            "key is traced",
+            "key is traced: an estimator streams from the host",
         ),
         (lambda: wiggle_moment("f", KEY, (4,), 10), "f must be a function of one latent, got str"),
         (

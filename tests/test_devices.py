@@ -1,5 +1,7 @@
-"""The same estimate on one device, on eight, and on two processes: each in interpreters of their
-own."""
+"""The same estimate on one device, on many and on two processes, each in interpreters of their own.
+
+And wherever the arrays of f were before, whatever mesh the caller has set, with anybody's solver.
+"""
 
 import os
 import socket
@@ -51,28 +53,103 @@ PROGRAM = textwrap.dedent(
         feature_covariance(flow, key, (3,), 101),
         held_moment(lambda x: readout @ flow(x), key, (3,), 101, 1),
     ]
-    arrays = [np.stack([moment.matrix for moment in moments]), np.stack([moment.stderr for moment in moments])]
+    arrays = [np.stack([getattr(m, name) for m in moments]) for name in ("matrix", "stderr")]
     np.savez(out, *arrays, devices=jax.device_count(), processes=jax.process_count())
     """
 )
 
 
-def start(out, devices=1, resume="", process=0, port=""):
+# Four devices: each case against the same estimate from arrays of NumPy, on one device.
+ELSEWHERE = textwrap.dedent(
+    """
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    jax.config.update("jax_enable_x64", True)
+
+    from cdelta.dependence import feature_covariance, held_moment, wiggle_moment
+
+    weights = np.asarray(jax.random.normal(jax.random.key(1), (4, 3)))
+    devices = jax.devices()
+    assert len(devices) == 4
+    backwards = Mesh(np.asarray(devices[::-1]), ("other",))
+    places = {
+        "last device": jax.device_put(weights, devices[-1]),
+        "another order": jax.device_put(weights, NamedSharding(backwards, PartitionSpec("other"))),
+        "some devices": jax.device_put(
+            weights, NamedSharding(Mesh(np.asarray(devices[1:3]), ("two",)), PartitionSpec())
+        ),
+    }
+
+    def f(w):
+        return jax.tree_util.Partial(lambda w, x: jnp.sin(w @ x), w)  # a leaf
+
+    def estimates(f, **run):
+        key = jax.random.key(0)
+        yield wiggle_moment(f, key, 3, 21, batch=8, **run).matrix
+        yield held_moment(f, key, 3, 21, 1, method="jvp", batch=8, **run).matrix
+
+    reference = list(estimates(f(weights), devices=devices[:1]))
+
+    def same(name, found, reference=reference):
+        for mine, theirs in zip(found, reference, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, err_msg=name)
+        print("same:", name)
+
+    for name, array in places.items():
+        same(f"{name}, leaf", estimates(f(array)))
+        same(f"{name}, closure", estimates(lambda x: jnp.sin(array @ x)))
+        same(f"{name}, one device", estimates(f(array), devices=devices[2:3]))
+    same("devices backwards", estimates(f(places["last device"]), devices=devices[::-1]))
+    for axis in ("other", "samples"):
+        with jax.set_mesh(Mesh(np.asarray(devices[::-1]), (axis,))):
+            same(f"the caller's mesh, {axis}", estimates(f(weights)))
+            same(f"one device under a mesh, {axis}", estimates(f(weights), devices=devices[:1]))
+
+    # anybody's solve: the default adjoint of diffrax takes reverse passes alone
+    def solved(x0):
+        term = diffrax.ODETerm(lambda t, x, w: jnp.tanh(w[:3] @ x))
+        controller = diffrax.PIDController(1e-8, 1e-8)
+        return diffrax.diffeqsolve(
+            term, diffrax.Tsit5(), 0.0, 1.0, 0.1, x0, jnp.asarray(weights),
+            stepsize_controller=controller,
+        ).ys[0]
+
+    key = jax.random.key(0)
+    latents = jnp.stack([
+        jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (3,)) for i in range(5)
+    ])
+    rows = np.asarray(jax.jit(jax.vmap(jax.jacrev(solved)))(latents))
+    direct = [np.einsum("sik,sjk->ij", rows, rows) / 5]
+    for name, some in (("one", devices[:1]), ("four", devices)):
+        same(f"diffrax, {name}", [wiggle_moment(solved, key, 3, 5, devices=some).matrix], direct)
+        assert np.isfinite(feature_covariance(solved, key, 3, 5, devices=some).matrix).all()
+    """
+)
+
+
+def start(out, devices=1, resume="", process=0, port="", program=PROGRAM):
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    command = [sys.executable, "-c", PROGRAM, str(out), str(resume), str(process), str(port)]
+    command = [sys.executable, "-c", program, str(out), str(resume), str(process), str(port)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
 def finish(*processes):
+    outputs = []
     for process in processes:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
+        outputs.append(output)
+    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +192,8 @@ def test_two_processes_give_the_estimate_of_one_and_share_its_file(reference, tm
     assert (tmp_path / "sums.npz").exists()
     both("again")  # from the file: the sums reach the process that did not read it
     assert sorted(path.name for path in tmp_path.iterdir() if "sums" in path.name) == ["sums.npz"]
+
+
+def test_arrays_and_meshes_of_the_caller_may_be_anywhere(tmp_path):
+    (output,) = finish(start(tmp_path / "unused", devices=4, program=ELSEWHERE))
+    assert output.count("same:") == 16

@@ -155,8 +155,9 @@ def main():
         f"jvp, {PROBES} probes": batched(lambda v, c, x, z: jacobian.jvp(features(v, c), x, z)),
         "rows": batched(lambda v, c, x, z: rows(features(v, c), x)),
     }
-    settings = dependence._Held(SHAPE, "float32", "jvp", PROBES, (HELD,), "inverse_norm")
-    held = jax.jit(jax.vmap(lambda f, c, key: settings(features(f, c), key), (None, None, 0)))
+    products = dependence._Products(SHAPE, "float32", "jvp", probes=PROBES)
+    statistic = dependence._Held(products, (HELD,), "inverse_norm")
+    held = jax.jit(jax.vmap(lambda f, c, key: statistic(features(f, c), key), (None, None, 0)))
     keys = jax.random.split(KEY, BATCH)
     at_t = {
         "velocity": batched(lambda v, c, x, z: v(one_t, x)),
