@@ -260,6 +260,25 @@ def test_broken_images_are_skipped_named_and_counted(copy):
     assert len(batch.image) == 24 and len({image.tobytes() for image in batch.image}) == 20
 
 
+@pytest.mark.parametrize("broken", [(2, 11, 17), tuple(range(4, 24))])
+def test_a_batch_is_filled_up_from_its_own_images_in_their_order(copy, broken):
+    """Every good image of the batch stays, first in order and once; then they come again in turn,
+    each with its own labels."""
+    whole = celeba(copy, size=8)
+    images = [whole[i].image for i in range(24)]
+    number = {image.tobytes(): i for i, image in enumerate(images)}
+    order = [number[image.tobytes()] for image in whole.stream(12, seed=5).batch_at(0).image]
+    for i in broken:
+        (copy / "img_align_celeba" / whole.files[i]).write_bytes(b"")
+    good = [i for i in order if i not in broken]
+    assert 0 < len(good) < 12
+    expected = (good * 12)[:12]
+    with pytest.warns(UserWarning, match="is left out"):
+        batch = celeba(copy, size=8, broken="skip").stream(12, seed=5).batch_at(0)
+    np.testing.assert_array_equal(batch.image, [images[i] for i in expected])
+    np.testing.assert_array_equal(batch.attributes, whole.labels[expected])
+
+
 def test_a_folder_of_broken_images_is_not_waited_for(copy):
     dataset = celeba(copy, broken="skip")
     for path in (copy / "img_align_celeba").iterdir():
@@ -369,11 +388,13 @@ def test_what_is_missing_is_explained(copy, missing):
         celeba(copy, split="train")
     text = str(error.value)
     assert text.startswith("there is no f") and str(copy / missing) in text
-    assert (
-        "mmlab.ie.cuhk.edu.hk/projects/CelebA" in text
-        and "ROOT/img_align_celeba/000001.jpg" in text
+    assert "mmlab.ie.cuhk.edu.hk/projects/CelebA" in text
+    assert "ROOT/img_align_celeba/000001.jpg" in text and "write_celeba" in text
+    there = {"faces.json", "img_align_celeba/", ATTRIBUTE, PARTITION} - {missing, f"{missing}/"}
+    found = (
+        f"{copy} holds {', '.join(sorted(there))}." if missing else f"{copy.parent} holds nothing"
     )
-    assert "write_celeba" in text
+    assert found in text
 
 
 @pytest.mark.parametrize(
