@@ -98,3 +98,9 @@ def spd(name: str, matrix: jax.Array) -> None:
         raise ValueError(
             f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}"
         )
+
+
+def as_single(name: str, value: Any) -> jax.Array:
+    """As :func:`as_float`, and half precision as single: sums of many terms lose theirs in half."""
+    array = as_float(name, value)
+    return array.astype(jnp.float32) if jnp.finfo(array.dtype).bits < 32 else array

@@ -42,16 +42,12 @@ def sliced_wasserstein(
     Raises ValueError for empty sets, samples of different shapes, values that are not finite, or
     ``directions`` < 2.
     """
-    x, y = _rows("x", x), _rows("y", y)
-    if x.shape[1:] != y.shape[1:]:
-        raise ValueError(
-            f"x and y must hold samples of one shape, got {x.shape} and {y.shape} (flattened)"
-        )
+    x, y = _pair("x", x, "y", y)
+    directions = _check.count("directions", directions)
     if directions < 2:
-        raise ValueError(f"directions must be at least 2, got {directions}")
-    squared = np.asarray(
-        _squared_slices(x, y, jax.random.normal(key, (x.shape[1], directions), x.dtype)), np.float64
-    )
+        raise ValueError(f"directions must be at least 2, for a standard error, got {directions}")
+    theta = jax.random.normal(key, (x.shape[1], directions), x.dtype)
+    squared = np.asarray(_squared_slices(x, y, theta), np.float64)
     value = np.sqrt(squared.mean())
     stderr = squared.std(ddof=1) / np.sqrt(directions) / (2 * value) if value > 0 else 0.0
     return Distance(float(value), float(stderr))
@@ -80,20 +76,11 @@ def nearest(
 
     Raises ValueError for empty sets, samples of different shapes, or values that are not finite.
     """
-    x, data = _rows("x", x), _rows("data", data)
-    if x.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"x and data must hold samples of one shape, got {x.shape} and {data.shape} (flattened)"
-        )
-    if batch < 1:
-        raise ValueError(f"batch must be positive, got {batch}")
+    x, data = _pair("x", x, "data", data)
+    batch = _check.count("batch", batch)
     parts = [_nearest(x[i : i + batch], data) for i in range(0, len(x), batch)]
-    return Neighbours(
-        *(
-            np.concatenate([np.asarray(part) for part in column])
-            for column in zip(*parts, strict=True)
-        )
-    )
+    distances, indices = (list(map(np.asarray, column)) for column in zip(*parts, strict=True))
+    return Neighbours(np.concatenate(distances), np.concatenate(indices))
 
 
 @jax.jit
@@ -104,8 +91,21 @@ def _nearest(x: Array, data: Array) -> tuple[Array, Array]:
     return jnp.linalg.norm(x - data[indices], axis=1), indices
 
 
+def _pair(name: str, x: ArrayLike, other: str, y: ArrayLike) -> tuple[Array, Array]:
+    """Both sets as rows ``[n, d]`` of one dtype."""
+    x, y = _rows(name, x), _rows(other, y)
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(
+            f"{name} and {other} must hold samples of one shape, got {x.shape} and {y.shape} "
+            f"(flattened)"
+        )
+    # said here, for those who have told JAX to promote nothing by itself
+    dtype = np.promote_types(x.dtype, y.dtype)
+    return x.astype(dtype), y.astype(dtype)
+
+
 def _rows(name: str, samples: ArrayLike) -> Array:
-    samples = _check.as_float(name, samples)
+    samples = _check.as_single(name, samples)
     if samples.ndim < 2 or samples.size == 0:
         raise ValueError(
             f"{name} must hold samples along its first axis, got shape {samples.shape}"

@@ -92,12 +92,44 @@ def test_paler_ink_keeps_the_shape():
     assert abs(float(pale[INDEX["thickness"]] / full[INDEX["thickness"]]) - 1) < 0.03  # up to EDGE
 
 
-def test_balance_of_a_wedge():
+@pytest.mark.parametrize("breadth", [40, 16])
+def test_balance_of_a_wedge(breadth):
     # a right triangle, its right angle below: density falling linearly over its height has skewness
-    # 2√2/5
-    ink = area_drawn(lambda x, y: (x > -20) & (y > -20) & (x + y < 0), fine=4)
+    # 2√2/5, however broad it is
+    ink = area_drawn(
+        lambda x, y: (x > -20) & (y > -20) & ((x + 20) / breadth + (y + 20) / 40 < 1), fine=4
+    )
     assert abs(float(attributes.balance(draw(ink))) - 2 * np.sqrt(2) / 5) < 5e-3
     assert abs(float(attributes.balance(draw(ink[::-1]))) + 2 * np.sqrt(2) / 5) < 5e-3
+
+
+def test_moments_are_the_sums_of_their_formulas():
+    """Pixel by pixel, on an image that strays below paper, where u² is not u|u|."""
+    image = np.random.default_rng(5).uniform(-1.8, 1.2, (6, 9))
+    pixels = [
+        (((1 + image[row, column]) / 2) ** 2, column - 4.0, 2.5 - row)
+        for row in range(6)
+        for column in range(9)
+    ]
+    total = sum(w for w, _, _ in pixels)
+    cx, cy = (sum(p[0] * p[place] for p in pixels) / total for place in (1, 2))
+    xx, xy, yy = (
+        sum(w * (x - cx) ** i * (y - cy) ** (2 - i) for w, x, y in pixels) / total
+        for i in (2, 1, 0)
+    )
+    third = sum(w * (y - cy) ** 3 for w, _, y in pixels) / total
+    # ink and thickness are sums of u itself, and have their own tests
+    found = dict(zip(attributes.NAMES, np.asarray(attributes.digit(image)), strict=True))
+    expected = {
+        "x": cx,
+        "y": cy,
+        "width": np.sqrt(xx),
+        "height": np.sqrt(yy),
+        "slant": xy / yy,
+        "balance": third / yy**1.5,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize(("breadth", "length"), [(1, 14), (2, 17), (5, 12)])
@@ -199,6 +231,30 @@ def test_jit_vmap_and_single_precision():
     mirrored = np.ones(len(attributes.NAMES))
     mirrored[[INDEX["x"], INDEX["slant"]]] = -1
     np.testing.assert_allclose(both[1], mirrored * both[0], atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_measured_in_single(dtype):
+    """What is rounded are the pixels, not 784 terms of a sum."""
+    image = jnp.asarray(random_image(), dtype)
+    half, exact = attributes.digit(image), attributes.digit(image.astype(jnp.float64))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, exact, rtol=1e-5, atol=1e-4)
+    probe = jnp.ones_like(image)
+    _, change = jax.jvp(attributes.digit, (image,), (probe,))
+    _, expected = jax.jvp(
+        attributes.digit, (image.astype(jnp.float64),), (probe.astype(jnp.float64),)
+    )
+    np.testing.assert_allclose(change, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_under_strict_promotion(dtype):
+    image = jnp.asarray(random_image(), dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        strict, rows = attributes.digit(image), jax.jacrev(attributes.digit)(image)
+    np.testing.assert_array_equal(strict, attributes.digit(image))
+    assert np.isfinite(rows.astype(jnp.float32)).all()
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -62,6 +62,27 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero():
     np.testing.assert_array_equal(found.distances, 0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_measured_in_single(dtype):
+    """What is rounded are the samples, not weights of 1/n or distances."""
+    x, y = (jnp.asarray(RNG.normal(size=(300, 20)), dtype) for _ in range(2))
+    single = [z.astype(jnp.float32) for z in (x, y)]
+    assert quality.sliced_wasserstein(x, y, KEY) == quality.sliced_wasserstein(*single, KEY)
+    half, expected = quality.nearest(x, y), quality.nearest(*single)
+    assert half.distances.dtype == np.float32
+    np.testing.assert_array_equal(half.distances, expected.distances)
+    np.testing.assert_array_equal(half.indices, expected.indices)
+
+
+def test_sets_of_two_dtypes_under_strict_promotion():
+    x, y = RNG.normal(size=(30, 4)).astype(np.float32), RNG.normal(size=(20, 4))
+    plain = quality.sliced_wasserstein(x, y, KEY), quality.nearest(x, y).distances
+    with jax.numpy_dtype_promotion("strict"):
+        strict = quality.sliced_wasserstein(x, y, KEY), quality.nearest(x, y).distances
+    assert strict[0] == plain[0] and strict[1].dtype == np.float64
+    np.testing.assert_array_equal(strict[1], plain[1])
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -73,7 +94,7 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero():
         (lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 4)), KEY), "one shape"),
         (
             lambda: quality.sliced_wasserstein(np.ones((3, 2)), np.ones((3, 2)), KEY, 1),
-            "directions",
+            "directions must be at least 2",
         ),
         (
             lambda: quality.sliced_wasserstein(np.array([[np.nan]]), np.ones((3, 1)), KEY),
@@ -81,7 +102,11 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero():
         ),
         (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 4))), "one shape"),
         (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones(3)), "data must hold samples"),
-        (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 3)), 0), "batch"),
+        (
+            lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((2, 3)), 0),
+            "batch must be a positive",
+        ),
+        (lambda: quality.nearest(jnp.ones((2, 3)), jnp.ones((0, 3))), "data must hold samples"),
     ],
 )
 def test_refusals(call, message):

@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-
-def _positive(n: int) -> None:
-    if n <= 0:
-        raise ValueError(f"n must be positive, got {n}")
+from cdelta import _check
 
 
 def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
@@ -18,7 +15,7 @@ def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
     ``a`` is uniform on :math:`[0, \pi]`, each half has probability ½, ``noise`` is the blur's
     standard deviation.
     """
-    _positive(n)
+    n = _check.count("n", n)
     side, angle, blur = jax.random.split(key, 3)
     a = jax.random.uniform(angle, (n,), maxval=jnp.pi)
     upper = jnp.stack([jnp.cos(a), jnp.sin(a)], -1)
@@ -30,9 +27,9 @@ def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
 def checkerboard(key: PRNGKeyArray, n: int, cells: int = 4) -> Float[Array, "n 2"]:
     """Uniform on the dark squares of a board of ``cells`` × ``cells`` unit squares, centred at the
     origin."""
-    _positive(n)
-    if cells <= 0 or cells % 2:
-        raise ValueError(f"cells must be even and positive, got {cells}")
+    n = _check.count("n", n)
+    if _check.count("cells", cells) % 2:
+        raise ValueError(f"cells must be even, got {cells}")
     row, column, inside = jax.random.split(key, 3)
     i = jax.random.randint(row, (n,), 0, cells)
     j = 2 * jax.random.randint(column, (n,), 0, cells // 2) + i % 2
@@ -44,7 +41,9 @@ def rings(
 ) -> Float[Array, "n 2"]:
     """Circles around the origin, equally likely, with a Gaussian blur of standard deviation
     ``noise``."""
-    _positive(n)
+    n = _check.count("n", n)
+    if not len(radii):
+        raise ValueError("radii must name at least one circle, got none")
     which, angle, blur = jax.random.split(key, 3)
     r = jax.random.choice(which, jnp.asarray(radii, dtype=float), (n, 1))
     a = jax.random.uniform(angle, (n,), maxval=2 * jnp.pi)

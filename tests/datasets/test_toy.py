@@ -43,10 +43,15 @@ def test_shape_and_reproducibility(density):
     a, b, c = (density(jax.random.key(seed), 7) for seed in (0, 0, 1))
     assert a.shape == (7, 2)
     assert jnp.array_equal(a, b) and not jnp.array_equal(a, c)
-    with pytest.raises(ValueError, match="n must be positive"):
+    with pytest.raises(ValueError, match="n must be a positive integer, got 0"):
         density(jax.random.key(0), 0)
 
 
-def test_checkerboard_refuses_odd_boards():
-    with pytest.raises(ValueError, match="cells"):
-        toy.checkerboard(jax.random.key(0), 3, cells=3)
+def test_boards_and_rings_refused():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="cells must be even, got 3"):
+        toy.checkerboard(key, 3, cells=3)
+    with pytest.raises(ValueError, match="cells must be a positive integer, got 0"):
+        toy.checkerboard(key, 3, cells=0)
+    with pytest.raises(ValueError, match="radii must name at least one circle"):
+        toy.rings(key, 3, radii=())

@@ -37,10 +37,10 @@ def render(
     Raises ValueError when a shape is wrong, or height or width not positive.
     """
     height, width = _check.count("height", height), _check.count("width", width)
-    attributes = _check.as_float("attributes", attributes)
+    attributes = _check.as_single("attributes", attributes)
     if nuisances is None:
         nuisances = jnp.zeros(len(NUISANCES), attributes.dtype)
-    nuisances = _check.as_float("nuisances", nuisances)
+    nuisances = _check.as_single("nuisances", nuisances)
     for name, values, names in (
         ("attributes", attributes, ATTRIBUTES),
         ("nuisances", nuisances, NUISANCES),
@@ -53,6 +53,13 @@ def render(
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def picture(p: Array, height: int, width: int) -> Array:
     """``[attributes and nuisances] -> [height, width, 3]`` in [-1, 1]."""
+    # colours are written in single precision and take on the picture's, whatever JAX is told of
+    # promotion
+    with jax.numpy_dtype_promotion("standard"):
+        return _painted(p, height, width)
+
+
+def _painted(p: Array, height: int, width: int) -> Array:
     span = jnp.arange(height, dtype=p.dtype), jnp.arange(width, dtype=p.dtype)
     y, x = ((2 * s + 1 - size) / width for s, size in zip(span, (height, width), strict=True))
     x, y = jnp.meshgrid(x, y)

@@ -36,7 +36,7 @@ def face(
 
     Raises ValueError when the noise's or the attributes' number is wrong.
     """
-    noise = _check.as_float("noise", noise)
+    noise = _check.as_single("noise", noise)
     n = len(ATTRIBUTES)
     names = ", one for each of faces.ATTRIBUTES and faces.NUISANCES"
     _check.shape("noise", noise, (n + len(NUISANCES),), names)
@@ -56,7 +56,7 @@ def jacobian(
     estimate of dependence made from images can be held against.
     """
     make = functools.partial(face, structure=structure, height=height, width=width)
-    return jax.jacfwd(make)(_check.as_float("noise", noise))
+    return jax.jacfwd(make)(_check.as_single("noise", noise))
 
 
 def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"]:

@@ -39,6 +39,38 @@ def test_blush_is_red_and_on_the_cheeks():
     assert change[y, x, 1] < -0.2 and change[y, x, 2] < -0.2  # green and blue go, red stays
 
 
+# Where an attribute may show: the least and the largest height (y downwards, in [-1, 1]), and the
+# largest distance from the middle. The others, of skin, hair and age, show all over.
+PLACES = {
+    "Heavy_Makeup": (-0.42, 0.2, 0.55),
+    "Rosy_Cheeks": (-0.1, 0.68, 0.65),
+    "Pointy_Nose": (-0.25, 0.45, 0.3),
+    "Smiling": (0.38, 0.95, 0.42),
+    "Eyeglasses": (-0.32, 0.3, 0.68),
+    "Wearing_Lipstick": (0.38, 0.95, 0.42),
+    "Arched_Eyebrows": (-0.5, 0.0, 0.55),
+    "Bangs": (-0.7, 0.32, 0.7),
+    "Narrow_Eyes": (-0.42, 0.2, 0.55),
+    "Big_Lips": (0.38, 0.95, 0.42),
+    "Chubby": (-0.45, 1.0, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_attribute_shows_in_its_own_place_alone(name):
+    """Make-up paints no cheeks: what an attribute causes elsewhere, the graph says, not the
+    painter."""
+    upper, lower, side = PLACES[name]
+    middles = (2 * np.arange(24) + 1 - 24) / 24
+    inside = (upper < middles[:, None]) & (middles[:, None] < lower) & (np.abs(middles) < side)
+    one = jnp.zeros(A).at[faces.ATTRIBUTES.index(name)].set(1)
+    # with everything else at its middle, and on a face that has all of it: blush, glasses, bangs
+    for face in (jnp.zeros(A), jnp.full(A, 1.5)):
+        low, high = (faces.render(jnp.where(one, v, face), None, 24, 24) for v in (-2.0, 2.0))
+        change = np.abs(high - low).max(-1)
+        assert change[~inside].max() < 0.01 < 0.1 < change[inside].max()
+
+
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 def test_pictures_are_finite_and_in_range(scale):
     p = scale * jax.random.normal(jax.random.key(1), (32, N), jnp.float32)

@@ -92,6 +92,30 @@ def test_noises_are_standard_normal_and_independent():
     assert np.abs(z).max() < 4.5 and 0.8 < z[np.triu_indices(N)].std() < 1.2
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_painted_in_single(dtype):
+    """Half precision holds no pixel's place: the picture is that of the rounded noise."""
+    noise = (0.5 * jax.random.normal(jax.random.key(6), (N,))).astype(dtype)
+    half, single = (faces.face(z, None, 16, 16) for z in (noise, noise.astype(jnp.float32)))
+    for a, b in zip(half, single, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+    attributes = noise[:A]
+    np.testing.assert_array_equal(
+        faces.render(attributes, None, 16, 16),
+        faces.render(attributes.astype(jnp.float32), None, 16, 16),
+    )
+
+
+def test_under_strict_promotion():
+    noise = 0.5 * jax.random.normal(jax.random.key(6), (N,))
+    plain = faces.face(noise, None, 16, 16)
+    with jax.numpy_dtype_promotion("strict"):
+        strict = faces.face(noise, None, 16, 16)
+    assert strict.image.dtype == jnp.float64
+    np.testing.assert_array_equal(strict.image, plain.image)
+
+
 def test_calls_refused(unchecked):
     with pytest.raises(ValueError, match=rf"noise must have shape \({N},\)"):
         faces.face(jnp.zeros(A))
