@@ -257,11 +257,8 @@ def _nose(p, x, y, skin):
     """Short, wide and round, or long, narrow and pointed: a shaded side, the lower edge, nostrils,
     a lit tip."""
     pointy = _level(p["Pointy_Nose"])
-    half, tip, depth = (
-        _mix(0.15, 0.065, pointy),
-        _mix(0.18, 0.305, pointy),
-        _mix(0.05, 0.12, pointy),
-    )
+    half, tip = _mix(0.15, 0.065, pointy), _mix(0.18, 0.305, pointy)
+    depth = _mix(0.05, 0.12, pointy)
     side = half * _mix(0.3, 1.0, (_positive(y + 0.1) / (tip + 0.1)) ** 2)
     bridge = jax.nn.sigmoid((y + 0.08) / 0.04) * _inside(y - tip + 0.03, 0.02)
     yield 0.8 * skin, 0.6 * bridge * _inside(_abs(x - 0.6 * side) - 0.4 * side, 0.016)
@@ -282,17 +279,12 @@ def _mouth(p, x, y, skin):
     gap = 0.075 * jax.nn.softplus(4 * (smile - 0.35)) / 2.6 * arch
     dip = 1 - 0.35 * jnp.exp(-((x / half / 0.22) ** 2))
     upper, lower = line - 0.034 * full * arch * dip, line + gap + 0.045 * full * arch
-    lips = _mix(
-        _mix(skin, _rgb(0.8, 0.3, 0.32), 0.5),
-        _rgb(0.78, 0.03, 0.17),
-        _level(p["Wearing_Lipstick"], 1.3),
-    )
+    bare, lipstick = _mix(skin, _rgb(0.8, 0.3, 0.32), 0.5), _rgb(0.78, 0.03, 0.17)
+    lips = _mix(bare, lipstick, _level(p["Wearing_Lipstick"], 1.3))
     yield 0.8 * skin, 0.45 * _bump(x, y - lower - 0.035, 0.1, 0.022)  # shadow of the lower lip
     yield lips, _between(upper, lower, y) * _inside(_abs(x) - half)
-    yield (
-        _mix(lips, WHITE, 0.55),
-        0.5 * _bump(x + 0.02, y - line - gap - 0.028 * full, 0.07, 0.012 * full),
-    )
+    shine = _bump(x + 0.02, y - line - gap - 0.028 * full, 0.07, 0.012 * full)
+    yield _mix(lips, WHITE, 0.55), 0.5 * shine
     yield _rgb(0.35, 0.07, 0.09), 0.8 * _stroke(x, y, line + gap / 2, 1.08 * half, 0.011)
     yield WHITE, _between(line, line + gap - 0.01, y) * _inside(_abs(x) - 0.9 * half)  # teeth
 
@@ -300,17 +292,15 @@ def _mouth(p, x, y, skin):
 def _eyes(p, x, y, skin, hair):
     """Both eyes and brows, each about the eye's centre, x outwards."""
     makeup = _level(p["Heavy_Makeup"] - 0.4, 1.3)
-    opening = _mix(1.4, 0.42, _level(p["Narrow_Eyes"], 0.9)) * _mix(
-        0.9, 1.05, _level(p["Young"], 1.0)
-    )
+    opening = _mix(1.4, 0.42, _level(p["Narrow_Eyes"], 0.9))
+    opening = opening * _mix(0.9, 1.05, _level(p["Young"], 1.0))
     half, lift = 0.135, 0.03 * x
     arch = 1 - (x / half) ** 2
     upper, lower = -0.085 * opening * arch - lift, 0.055 * opening * arch - lift
     lid = _positive(arch)
 
-    shadow = _between(upper - 0.11 * lid - 0.01, lower, y, 0.02) * _inside(
-        _abs(x - 0.02) - half - 0.02, 0.02
-    )
+    shadow = _between(upper - 0.11 * lid - 0.01, lower, y, 0.02)
+    shadow = shadow * _inside(_abs(x - 0.02) - half - 0.02, 0.02)
     yield _rgb(0.4, 0.16, 0.5), 0.85 * makeup * shadow
     ball = _between(upper, lower, y) * _inside(_abs(x) - half)
     yield _rgb(0.99, 0.99, 1.0), ball
@@ -331,10 +321,8 @@ def _eyes(p, x, y, skin, hair):
     curve = -0.085 * opening * lid - 0.6 * _positive(x - half) - lift
     line = _inside(_abs(y - curve) - thickness * (1 - (x / reach) ** 4)) * _inside(_abs(x) - reach)
     yield lash, line
-    yield (
-        lash,
-        0.5 * _mix(0.5, 1.0, makeup) * _stroke(x, y, 0.055 * opening * lid - lift, half, 0.01),
-    )
+    below = _stroke(x, y, 0.055 * opening * lid - lift, half, 0.01)
+    yield lash, 0.5 * _mix(0.5, 1.0, makeup) * below
 
     arched = jnp.tanh(0.6 * p["Arched_Eyebrows"])
     brow = -0.205 - 0.05 * arched + (1.9 + 2.6 * arched) * (x - 0.02 - 0.03 * arched) ** 2
@@ -348,9 +336,8 @@ def _hair_front(p, x, y, hair):
     swept = -0.5 + 1.5 * part**2 - 0.25 * part
     fringe = -0.215 + 0.012 * jnp.cos(34 * x) + 0.12 * x**2
     above = _inside(y - _mix(swept, fringe, bangs))
-    temple = _inside(0.405 + 0.4 * (y + 0.1) ** 2 - _abs(x)) * _inside(
-        y - _mix(0.1, 0.2, bangs), 0.03
-    )
+    temple = _inside(0.405 + 0.4 * (y + 0.1) ** 2 - _abs(x))
+    temple = temple * _inside(y - _mix(0.1, 0.2, bangs), 0.03)
     shape = _inside(_ellipse(x, y + 0.2, 0.585, 0.6)) * (1 - (1 - above) * (1 - temple))
     yield hair, shape
     yield 0.72 * hair, 0.3 * shape * (0.5 + 0.5 * jnp.cos(32 * part / (1.5 - y)))
