@@ -5,9 +5,10 @@ sampler, or on a stream of batches, with an explicit key: the same key gives the
 when the run is killed and started again.
 """
 
+import contextlib
 import functools
+import re
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
+from cdelta import _check, _checkpoints
 from cdelta.networks import BATCH
 
 Objective = Callable[[Any, PRNGKeyArray, Any], Float[Array, ""]]
@@ -28,9 +30,14 @@ Objective = Callable[[Any, PRNGKeyArray, Any], Float[Array, ""]]
 
 
 def stratified_times(key: PRNGKeyArray, n: int, dtype: Any = None) -> Float[Array, " n"]:
-    r"""One uniform time in each of ``n`` equal parts of [0, 1]: :math:`t_i = (i + u_i)/n`: less
-    noise than uniforms."""
-    return (jnp.arange(n) + jax.random.uniform(key, (n,), dtype)).astype(dtype) / n
+    r"""One uniform time in each of ``n`` equal parts of [0, 1], :math:`t_i = (i + u_i)/n`.
+
+    Their average has less noise than that of independent uniforms. Half precision has too few
+    numbers for the parts, so the times are drawn in float32 at least and rounded at the end.
+    """
+    drawn = jnp.promote_types(jnp.result_type(float) if dtype is None else dtype, jnp.float32)
+    t = (jnp.arange(n, dtype=drawn) + jax.random.uniform(key, (n,), drawn)) / n
+    return t if dtype is None else t.astype(dtype)
 
 
 def standard_normal(key: PRNGKeyArray, like: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -44,15 +51,15 @@ def loss(
     x1: Float[Array, "n ..."],
     source: Callable = standard_normal,
 ) -> Float[Array, ""]:
-    r"""Flow-matching loss of a velocity, with independent coupling and one stratified ``t`` a
-    sample.
+    r"""Flow-matching loss of a velocity, with independent coupling, one stratified ``t`` a sample.
 
     .. math:: L = E\,|v(t, (1-t) x_0 + t x_1) - (x_1 - x_0)|^2 / d
 
     Its minimiser is the velocity :math:`E[x_1 - x_0 \mid x_t]` (T3, T6). ``network(t, x)`` takes
-    one sample; ``source(key, x1)`` draws the x0 of a batch.
+    one sample; ``source(key, x1)`` draws the x0 of a batch. Half precision is how ``x1`` is stored:
+    the loss is computed in float32 then. Raises ValueError when ``x1`` holds integers.
     """
-    t, x0, x = _interpolated(key, x1, source)
+    t, x0, x1, x = _interpolated(key, x1, source)
     return jnp.mean((_batched(network)(t, x) - (x1 - x0)) ** 2)
 
 
@@ -62,13 +69,14 @@ def target_loss(
     x1: Float[Array, "n ..."],
     source: Callable = standard_normal,
 ) -> Float[Array, ""]:
-    r"""Loss of a network that predicts the target (the paper's E2),
-    :math:`E\,|g(t, x_t) - x_1|^2 / d`.
+    r"""Loss of a network that predicts the target (the paper's E2).
+
+    .. math:: L = E\,|g(t, x_t) - x_1|^2 / d
 
     Its minimiser is :math:`E[x_1 \mid x_t]`, not a velocity: ``networks.VelocityFromTarget(g)`` is
     one.
     """
-    t, _, x = _interpolated(key, x1, source)
+    t, _, x1, x = _interpolated(key, x1, source)
     return jnp.mean((_batched(network)(t, x) - x1) ** 2)
 
 
@@ -79,16 +87,15 @@ def target_velocity_loss(
     source: Callable = standard_normal,
     last: float = 0.95,
 ) -> Float[Array, ""]:
-    r"""Loss of a network that predicts the target, in units of the velocity that
-    ``networks.VelocityFromTarget`` makes.
+    r"""Loss of a network that predicts the target, in units of ``VelocityFromTarget``'s velocity.
 
     .. math:: L = E\,\frac{|g(t, x_t) - x_1|^2}{(1 - s)^2} \Big/ d, \qquad s = \min(t, \text{last})
 
-    Up to ``last`` it is ``loss`` of that velocity, and has the minimiser of ``target_loss``.
-    Against ``target_loss`` it weighs late times more, where x is nearly x1 and the details of an
-    image are decided.
+    Up to ``last`` it is ``loss`` of the velocity that ``networks.VelocityFromTarget`` makes, and
+    has the minimiser of ``target_loss``. Against ``target_loss`` it weighs late times more, where
+    x is nearly x1 and the details of an image are decided.
     """
-    t, _, x = _interpolated(key, x1, source)
+    t, _, x1, x = _interpolated(key, x1, source)
     scale = 1 - jnp.minimum(t, last).reshape(-1, *[1] * (x1.ndim - 1))
     return jnp.mean(((_batched(network)(t, x) - x1) / scale) ** 2)
 
@@ -96,8 +103,10 @@ def target_velocity_loss(
 def cross_entropy(
     network: Callable, key: PRNGKeyArray, batch: tuple[Float[Array, "n ..."], Int[Array, " n"]]
 ) -> Float[Array, ""]:
-    """Loss of a classifier with one label a sample; ``batch`` is ``(images, labels)``. The key is
-    not used."""
+    """Loss of a classifier with one label a sample; ``batch`` is ``(images, labels)``.
+
+    The key is not used.
+    """
     images, labels = batch
     return optax.softmax_cross_entropy_with_integer_labels(_batched(network)(images), labels).mean()
 
@@ -107,38 +116,146 @@ def binary_cross_entropy(
     key: PRNGKeyArray,
     batch: tuple[Float[Array, "n ..."], Float[Array, "n labels"]],
 ) -> Float[Array, ""]:
-    """Loss of a classifier with many labels a sample, each 0 or 1; ``batch`` is
-    ``(images, labels)``."""
+    """Loss of a classifier with many labels a sample, each 0 or 1.
+
+    ``batch`` is ``(images, labels)``. The key is not used.
+    """
     images, labels = batch
     return optax.sigmoid_binary_cross_entropy(_batched(network)(images), labels).mean()
 
 
-def _interpolated(key: PRNGKeyArray, x1: Array, source: Callable) -> tuple[Array, Array, Array]:
+def _interpolated(
+    key: PRNGKeyArray, x1: Array, source: Callable
+) -> tuple[Array, Array, Array, Array]:
+    """``t``, ``x0``, ``x1`` and the point between them, in float32 at least."""
+    if not jnp.issubdtype(x1.dtype, jnp.floating):
+        raise ValueError(
+            f"the data of a flow must be floating-point, got {x1.dtype}: convert it before, at the "
+            "scale of the source; of images 0..255 images.astype(np.float32) / 127.5 - 1"
+        )
+    x1 = x1.astype(jnp.promote_types(x1.dtype, jnp.float32))
     key_t, key_x = jax.random.split(key)
     t = stratified_times(key_t, len(x1), x1.dtype)
     x0 = source(key_x, x1)
     s = t.reshape(-1, *[1] * (x1.ndim - 1))
-    return t, x0, (1 - s) * x0 + s * x1
+    return t, x0, x1, (1 - s) * x0 + s * x1
 
 
 def _batched(network: Callable) -> Callable:
-    """``network`` over a batch; the running averages of batch normalisation are brought back out of
-    the ``vmap``."""
+    """``network`` over a batch, as one forward pass of all samples.
+
+    Each sample has random streams of its own. State that the pass changes is brought back out of
+    the ``vmap``: running averages, counters, the counts of the streams.
+    """
     if not isinstance(network, nnx.Module):
         return jax.vmap(network)
 
     def call(*arguments: Array) -> Array:
-        graph, averages, rest = nnx.split(network, nnx.BatchStat, ...)
+        graph, keys, rest = nnx.split(network, nnx.RngKey, ...)
 
-        def one(*sample: Array) -> tuple[Array, Any]:
-            copy = nnx.merge(graph, averages, rest, copy=True)
-            return copy(*sample), nnx.state(copy, nnx.BatchStat)
+        def one(index: Array, *sample: Array) -> tuple[Array, dict[str, Array]]:
+            state = _folded(keys, index), rest
+            copy = nnx.merge(graph, *state, copy=True)
+            return copy(*sample), _changes(copy, nnx.merge(graph, *state))
 
-        out, averages = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)(*arguments)
-        nnx.update(network, averages)
+        everyone = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)
+        try:
+            out, changes = everyone(jnp.arange(len(arguments[0])), *arguments)
+        except ValueError as error:
+            varying = re.search(r"out_axes\[1\]\['(.+?)'\]", str(error))
+            if varying is None:
+                raise
+            raise ValueError(
+                f"the network's state {varying[1]} becomes another for each sample of a batch, and "
+                f"one is carried on; average it: jax.lax.pmean(value, {BATCH!r})"
+            ) from error
+        flat = nnx.to_flat_state(nnx.state(network, _CARRIED))
+        new = [(p, _with_value(v, changes[_name(p)])) for p, v in flat if _name(p) in changes]
+        if new:
+            nnx.update(network, nnx.from_flat_state(new))
         return out
 
     return call
+
+
+# --------------------------------------------------------------------------- the state of a network
+
+# Weights are the optimizer's; keys of random streams follow from the step; intermediates are there
+# to be looked at, and nothing depends on them. What is left a forward pass may change.
+_CARRIED = nnx.Not(nnx.Any(nnx.Param, nnx.RngKey, nnx.Intermediate))
+
+
+def _folded(keys: Any, data: Integer[Array, ""]) -> Any:
+    """The keys of random streams, each with ``data`` folded into it."""
+
+    def fold(key: Array) -> Array:
+        one = functools.partial(jax.random.fold_in, data=data)
+        for _ in range(key.ndim):  # streams that nnx has split hold an array of keys
+            one = jax.vmap(one)
+        return one(key)
+
+    return jax.tree.map(fold, keys)
+
+
+def _changes(network: nnx.Module, before: nnx.Module) -> dict[str, Array]:
+    """The state in which ``network`` differs from what it was before a forward pass, by its path.
+
+    Raises ValueError for changes that cannot be carried to the next step.
+    """
+    old, new = ({**_attributes(n)} for n in (before, network))
+    changed = [name for name in {**old, **new} if old.get(name, old) != new.get(name, new)]
+    if changed:
+        raise ValueError(
+            f"the forward pass changes or makes {', '.join(changed)} of the network, which cannot "
+            "be carried to the next step: only an nnx.Variable that exists from the start can"
+        )
+    kept = dict(nnx.to_flat_state(nnx.state(before, _CARRIED)))
+    return {
+        _name(path): _value(leaf)
+        for path, leaf in nnx.to_flat_state(nnx.state(network, _CARRIED))
+        if _value(leaf) is not _value(kept[path])
+    }
+
+
+def _attributes(network: nnx.Module) -> dict[str, Any]:
+    """Static attributes by their value, and what holds arrays by its type, each under its path."""
+    return {
+        _name((*path, name)): type(value) if isinstance(value, _ARRAYS) else value
+        for path, module in nnx.iter_modules(network)
+        for name, value in vars(module).items()
+        if not name.startswith("_pytree") and not isinstance(value, nnx.Intermediate)
+    }
+
+
+_ARRAYS = (jax.Array, np.ndarray, nnx.Variable, nnx.Pytree)
+
+
+def _name(path: tuple) -> str:
+    return ".".join(map(str, path))
+
+
+def _value(leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _with_value(leaf: Any, value: Array) -> Any:
+    return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+
+
+def _carried(new: Any, old: Any) -> Any:
+    """The state ``new`` for the next step, in the shapes and dtypes of ``old``."""
+
+    def carried(path: tuple, before: Array, value: Array) -> Array:
+        real = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (before, value))
+        if value.shape != before.shape or not (real or value.dtype == before.dtype):
+            name = "".join(f".{entry.key}" for entry in path if hasattr(entry, "key"))[1:]
+            raise ValueError(
+                f"the forward pass turns the network's state {name} from {before.dtype} "
+                f"{before.shape} into {value.dtype} {value.shape}; it must keep shape and dtype"
+            )
+        return value.astype(before.dtype) if real else value
+
+    return jax.tree_util.tree_map_with_path(carried, old, new)
 
 
 # --------------------------------------------------------------------------------------------- data
@@ -156,8 +273,7 @@ class Stream:
 
 
 def _array_batches(data: PyTree, key: PRNGKeyArray, batch: int) -> Callable[[int], PyTree]:
-    """Batch number ``step`` of an endless sequence of permutations of the data, each from its own
-    seed."""
+    """Batch number ``step`` of an endless sequence of permutations, each from a seed of its own."""
     n = len(jax.tree.leaves(data)[0])
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
@@ -167,30 +283,35 @@ def _array_batches(data: PyTree, key: PRNGKeyArray, batch: int) -> Callable[[int
 
     def batch_at(step: int) -> PyTree:
         places = np.arange(step * batch, (step + 1) * batch)
-        rows = np.concatenate(
-            [permutation(e)[places[places // n == e] % n] for e in np.unique(places // n).tolist()]
-        )
+        epochs = np.unique(places // n).tolist()  # more than two when the data is less than a batch
+        rows = np.concatenate([permutation(e)[places[places // n == e] % n] for e in epochs])
         return jax.tree.map(lambda array: array[rows], data)
 
     return batch_at
 
 
 def _checked(data: PyTree) -> PyTree:
+    """``data`` as NumPy arrays of one length, with at least one row, of finite numbers."""
+    for part in jax.tree.leaves(data, is_leaf=lambda part: isinstance(part, list)):
+        if isinstance(part, list):  # of samples, or of arrays? one of the two would be wrong
+            raise ValueError(
+                "data must be an array [n, ...] or a tuple of such arrays, got a list of "
+                f"{len(part)}; np.stack makes one array of samples of one shape"
+            )
     data = jax.tree.map(np.asarray, data)
     leaves = jax.tree.leaves(data)
+    shapes = [leaf.shape for leaf in leaves]
     if not leaves or any(leaf.ndim == 0 or len(leaf) == 0 for leaf in leaves):
-        raise ValueError(
-            f"data must hold at least one sample, got shapes {[leaf.shape for leaf in leaves]}"
-        )
+        raise ValueError(f"data must hold at least one sample, got shapes {shapes}")
     if len({len(leaf) for leaf in leaves}) > 1:
-        raise ValueError(
-            f"the arrays of data must have one length, got shapes {[leaf.shape for leaf in leaves]}"
-        )
+        raise ValueError(f"the arrays of data must have one length, got shapes {shapes}")
     for leaf in leaves:
-        # block by block: a mask of a memory-mapped array need not fit into memory
-        if np.issubdtype(leaf.dtype, np.floating) and not all(
-            np.isfinite(b).all() for b in _blocks(leaf)
-        ):
+        if not (jnp.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool):
+            raise ValueError(f"data must hold numbers, got dtype {leaf.dtype}")
+        # block by block: a mask of a memory-mapped array need not fit into memory; jnp's issubdtype
+        # knows bfloat16, NumPy's does not
+        inexact = jnp.issubdtype(leaf.dtype, np.inexact)
+        if inexact and not all(np.isfinite(block).all() for block in _blocks(leaf)):
             raise ValueError(
                 f"data must be finite, got NaN or infinity in an array of shape {leaf.shape}"
             )
@@ -212,8 +333,10 @@ def adamw(
     decay: float = 1e-4,
     clip: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW with gradients clipped to norm ``clip``; given ``steps``, the rate warms up and follows
-    a cosine to 0."""
+    """AdamW with gradients clipped to norm ``clip``.
+
+    Given ``steps``, the rate warms up from 0 for ``warmup`` steps and follows a cosine to 0.
+    """
     schedule = (
         rate if steps is None else optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
     )
@@ -222,8 +345,10 @@ def adamw(
 
 
 class Fit(NamedTuple):
-    """What ``fit`` returns: the network with averaged weights, the loss of every step, seconds
-    spent in this call."""
+    """What ``fit`` returns.
+
+    The network with averaged weights, in eval mode; the loss of every step; seconds of this call.
+    """
 
     network: Any
     losses: Float[np.ndarray, " steps"]
@@ -231,9 +356,11 @@ class Fit(NamedTuple):
 
 
 class _State(NamedTuple):
+    """All that a step changes."""
+
     step: Int[Array, ""]
     params: Any
-    stats: Any
+    rest: Any
     slots: Any
     average: Any
 
@@ -243,14 +370,14 @@ def fit(
     data: PyTree | Callable[[PRNGKeyArray], PyTree] | Stream,
     key: PRNGKeyArray,
     *,
-    steps: int,
-    batch: int = 128,
+    steps: int | Integer[ArrayLike, ""],
+    batch: int | Integer[ArrayLike, ""] = 128,
     objective: Objective = loss,
     optimizer: optax.GradientTransformation | None = None,
-    ema: float | int = 0.995,
-    chunk: int = 1,
+    ema: float | Shaped[ArrayLike, ""] = 0.995,
+    chunk: int | Integer[ArrayLike, ""] = 1,
     checkpoints: str | Path | None = None,
-    every: int = 1000,
+    every: int | Integer[ArrayLike, ""] = 1000,
     progress: bool = True,
 ) -> Fit:
     r"""Train a copy of ``network`` for ``steps`` steps; the network given is left as it is.
@@ -265,85 +392,115 @@ def fit(
     :math:`a_k = \min(\text{ema}, (1 + k)/(10 + k))`; ``ema=0`` returns the last ones. ``chunk``
     steps run in one compiled call (small networks gain; a UNet on a CPU loses).
 
+    State that the forward pass changes (running averages, any ``nnx.Variable`` that is no
+    ``nnx.Param``) is carried from step to step. Random streams, as of ``nnx.Dropout``, get the
+    step's key folded into theirs, and the objectives above fold in the sample's index: every step
+    and every sample draws anew, and a resumed run draws the same.
+
     With ``checkpoints`` (a folder), the state is saved each ``every`` steps and at the end, and a
     later call with the same arguments goes on from the last one: to the same weights, bit for bit,
-    as an uninterrupted run.
+    as an uninterrupted run. A call with more ``steps`` goes on as well; one in which anything else
+    that decides the result has changed (data, initial weights, objective, optimizer, ...) is
+    refused. A damaged checkpoint is passed over, with a warning, for the one before it.
 
-    Raises ValueError for empty or non-finite data, sizes that are not positive, or a folder that
-    holds another run; FloatingPointError when the loss is NaN or infinite, naming the step.
+    Raises ValueError for empty or non-finite data, sizes that are not positive, state that cannot
+    be carried, or a folder that holds another run; OSError when no checkpoint in it is whole;
+    FloatingPointError when the loss is NaN or infinite, naming the step.
     """
-    for name, value in (("steps", steps), ("batch", batch), ("chunk", chunk), ("every", every)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    steps, batch = _check.count("steps", steps), _check.count("batch", batch)
+    chunk, every = _check.count("chunk", chunk), _check.count("every", every)
+    ema = float(ema)
     if not 0 <= ema < 1:
         raise ValueError(f"ema must lie in [0, 1), got {ema}")
     if every % chunk:
         raise ValueError(
-            f"every must be a multiple of chunk, or a resumed run would differ; got {every} and {chunk}"
+            "every must be a multiple of chunk, or a resumed run would differ; got "
+            f"{every} and {chunk}"
         )
-
-    sampler = data if callable(data) else None
-    if sampler is None:
-        batch_at = (
-            data.batch_at
-            if isinstance(data, Stream)
-            else _array_batches(data := _checked(data), key, batch)
-        )
-
+    if not isinstance(network, nnx.Module):
+        raise ValueError(f"network must be a flax nnx.Module, got {type(network).__name__}")
     optimizer = adamw(1e-3) if optimizer is None else optimizer
-    network = nnx.clone(network)
-    network.train()
-    graph, params, stats, rest = nnx.split(network, nnx.Param, nnx.BatchStat, ...)
-    state = jax.tree.map(  # a copy: the compiled step reuses its argument's memory
-        jnp.array, _State(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), params)
-    )
-    losses: list[np.ndarray] = []
+    sampler = data if callable(data) else None
+    batch_at = None if callable(data) else _batch_at(data, key, batch)
 
-    store = None
-    if checkpoints is not None:
-        store = _Store(Path(checkpoints), _identity(data, key, batch, ema))
-        state, losses = store.latest(state)
-        losses = [losses] if len(losses) else []
-    done = int(state.step)
-    if done > steps:
-        raise ValueError(f"checkpoints holds a run of {done} steps, more than steps = {steps}")
-
+    graph, keys, state = _start(network, optimizer)
     advance = functools.partial(
         _advance,
+        keys=keys,
+        key=key,
         graph=graph,
         objective=objective,
         optimizer=optimizer,
-        ema=float(ema),
+        ema=ema,
         sampler=sampler,
     )
+
+    def batches(done: int, length: int) -> PyTree:
+        parts = [batch_at(done + i) for i in range(length)] if batch_at else [None]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
+
     start = time.monotonic()
-    with _progress(steps, done, progress) as bar:
-        pending = None  # the losses of the chunk before: read while the next one is being computed
+    with contextlib.ExitStack() as stack:
+        store, losses = None, []
+        if checkpoints is not None:
+            traced = _advance.trace(
+                state, batches=batches(0, chunk), length=chunk, **advance.keywords
+            )
+            identity = {
+                **{"batch": batch, "ema": ema, "chunk": chunk},
+                "key": np.asarray(jax.random.key_data(key)).tolist(),
+                **_looks_at_data(data, key),
+                **_looks_at_network(state, keys),
+                **_checkpoints.program(traced.jaxpr),
+            }
+            seen = _looks_at_stream(data) if isinstance(data, Stream) else None
+            store = stack.enter_context(_checkpoints.Store(checkpoints, identity, seen))
+            state, found = store.latest(state)
+            losses = [found] if len(found) else []
+        done = int(state.step)
+        if done > steps:
+            raise ValueError(f"checkpoints holds a run of {done} steps, more than steps = {steps}")
+
+        bar = stack.enter_context(_progress(steps, done, progress))
+        unread = None  # the losses of the chunk before: read while the next one is being computed
         while done < steps:
             length = min(chunk, steps - done)
-            batches = None
-            if sampler is None:
-                parts = [batch_at(done + i) for i in range(length)]
-                batches = jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
-            state, new = advance(state, rest, key, batches, length=length)
-            if pending is not None:
-                losses.append(_finite(pending, done))
-                bar.set_postfix_str(
-                    f"loss {np.mean(np.concatenate(losses[-50:])[-50:]):.4g}", refresh=False
-                )
-            pending, done = new, done + length
+            state, new = advance(state, batches=batches(done, length), length=length)
+            if unread is not None:
+                losses.append(_finite(unread, done))
+                recent = np.concatenate(losses[-50:])[-50:].mean()
+                bar.set_postfix_str(f"loss {recent:.4g}", refresh=False)
+            unread, done = new, done + length
             bar.update(length)
-            if store is not None and (done % every == 0 or done == steps):
-                losses.append(_finite(pending, done))
-                pending = None
-                losses = [np.concatenate(losses)]
-                store.save(done, state, losses[0])
-        if pending is not None:
-            losses.append(_finite(pending, done))
-    weights = state.average if ema else state.params
-    trained = nnx.merge(graph, weights, state.stats, rest)
+            if done % every == 0 or done == steps:
+                losses, unread = [np.concatenate([*losses, _finite(unread, done)])], None
+                if store is not None:
+                    store.save(done, state, losses[0])
+    weights = state.params
+    if ema:
+        weights = jax.tree.map(lambda a, w: a.astype(w.dtype), state.average, state.params)
+    trained = nnx.merge(graph, weights, keys, state.rest)
     trained.eval()
-    return Fit(trained, np.concatenate(losses), time.monotonic() - start)
+    return Fit(trained, losses[0], time.monotonic() - start)
+
+
+def _start(network: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[Any, Any, _State]:
+    """A copy of ``network`` in train mode: its graph, its keys of random streams, and the rest as
+    the state before the first step."""
+    network = nnx.clone(network)
+    network.train()
+    nnx.pop(network, nnx.Intermediate)
+    graph, params, keys, rest = nnx.split(network, nnx.Param, nnx.RngKey, ...)
+    # in half precision the average would stand still: its increments are below its last bit
+    average = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), params)
+    state = _State(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params), average)
+    return graph, keys, jax.tree.map(jnp.array, state)  # copied: a step reuses its state's memory
+
+
+def _batch_at(data: PyTree, key: PRNGKeyArray, batch: int) -> Callable[[int], PyTree]:
+    if isinstance(data, Stream):
+        return data.batch_at
+    return _array_batches(_checked(data), key, batch)
 
 
 @functools.partial(
@@ -353,7 +510,7 @@ def fit(
 )
 def _advance(
     state: _State,
-    rest: Any,
+    keys: Any,
     key: PRNGKeyArray,
     batches: PyTree,
     *,
@@ -368,23 +525,26 @@ def _advance(
     compilation."""
 
     def step(state: _State, batch: PyTree) -> tuple[_State, Array]:
-        key_batch, key_loss = jax.random.split(jax.random.fold_in(key, state.step))
+        key_step = jax.random.fold_in(key, state.step)
+        key_batch, key_loss = jax.random.split(key_step)
         batch = sampler(key_batch) if sampler is not None else batch
+        streams = keys
+        for word in jax.random.key_data(jax.random.fold_in(key_step, _STREAMS)).ravel():
+            streams = _folded(streams, word)
 
         def value(params: Any) -> tuple[Array, Any]:
-            network = nnx.merge(graph, params, state.stats, rest, copy=True)
-            return objective(network, key_loss, batch), nnx.state(network, nnx.BatchStat)
+            network = nnx.merge(graph, params, streams, state.rest, copy=True)
+            error = objective(network, key_loss, batch)
+            _changes(network, nnx.merge(graph, params, streams, state.rest))
+            return error, _carried(nnx.state(network, _CARRIED), state.rest)
 
-        (error, stats), gradient = jax.value_and_grad(value, has_aux=True)(state.params)
-        updates, slots = optimizer.update(gradient, state.slots, state.params)
+        (error, rest), gradient = jax.value_and_grad(value, has_aux=True)(state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, slots = optimizer.update(gradient, state.slots, state.params)
         params = optax.apply_updates(state.params, updates)
         keep = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(
-            lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype),
-            state.average,
-            params,
-        )
-        return _State(state.step + 1, params, stats, slots, average), error
+        average = jax.tree.map(functools.partial(_averaged, keep), state.average, params)
+        return _State(state.step + 1, params, rest, slots, average), error
 
     if length == 1:  # no loop: XLA's convolutions on a CPU are slower inside one
         state, error = step(state, jax.tree.map(lambda array: array[0], batches))
@@ -392,13 +552,23 @@ def _advance(
     return jax.lax.scan(step, state, batches, length=length)
 
 
+_STREAMS = 4  # folded into the step's key: unlike any that a split of it into two gives
+
+
+def _averaged(keep: Array, old: Array, new: Array) -> Array:
+    wide = jnp.promote_types(keep.dtype, old.dtype)
+    return (
+        keep.astype(wide) * old.astype(wide) + (1 - keep).astype(wide) * new.astype(wide)
+    ).astype(old.dtype)
+
+
 def _finite(errors: Array, done: int) -> np.ndarray:
     values = np.asarray(errors)
     if not np.isfinite(values).all():
-        first = done - len(values) + int(np.argmin(np.isfinite(values)))
+        place = int(np.argmin(np.isfinite(values)))
         raise FloatingPointError(
-            f"the loss is {values[~np.isfinite(values)][0]} at step {first}: training has diverged; try a lower rate, "
-            "clipped gradients, or look for extreme values in the data"
+            f"the loss is {values[place]} at step {done - len(values) + place}: training has "
+            "diverged; try a lower rate, clipped gradients, or look for extreme values in the data"
         )
     return values
 
@@ -413,71 +583,30 @@ def _progress(steps: int, done: int, show: bool) -> Any:
     return tqdm(total=steps, initial=done, desc="fit", unit="step", mininterval=pause, **quiet)
 
 
-# -------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------- what a run is made of
 
 
-def _identity(data: Any, key: PRNGKeyArray, batch: int, ema: float) -> dict[str, Any]:
-    """What must agree for a checkpoint to be this run's; the data by shape and a checksum of up to
-    64 of its rows."""
-    if isinstance(data, Stream) or callable(data):
-        seen = "endless"
-    else:
-        seen = [
-            [
-                list(leaf.shape),
-                zlib.crc32(np.ascontiguousarray(leaf[:: max(1, len(leaf) // 64)]).tobytes()),
-            ]
-            for leaf in jax.tree.leaves(data)
-        ]
-    return {
-        "data": seen,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "batch": batch,
-        "ema": ema,
-    }
+def _looks_at_data(data: Any, key: PRNGKeyArray) -> dict[str, Any]:
+    """What tells the data of one run from that of another: all of an array, else one batch."""
+    if isinstance(data, Stream):
+        return _checkpoints.looks("data at step 0", data.batch_at(0))
+    if callable(data):
+        return _checkpoints.looks("data for a fixed key", jax.jit(data)(key))
+    return _checkpoints.looks("data", data)
 
 
-class _Store:
-    """Checkpoints in ``folder`` (orbax: written beside, then renamed), the last two kept."""
+def _looks_at_stream(stream: Stream) -> Callable[[int], dict[str, Any]]:
+    """The batch that was the last before a checkpoint: a stream may differ only later on."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
-        import orbax.checkpoint as ocp
+    def seen(step: int) -> dict[str, Any]:
+        return _checkpoints.looks(f"data at step {step - 1}", stream.batch_at(step - 1))
 
-        self.ocp, self.identity = ocp, identity
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, create=True, enable_async_checkpointing=False
-        )
-        self.manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    return seen
 
-    def save(self, step: int, state: _State, losses: np.ndarray) -> None:
-        parts = self.ocp.args.Composite(
-            state=self.ocp.args.StandardSave({"leaves": jax.tree.leaves(state), "losses": losses}),
-            identity=self.ocp.args.JsonSave(self.identity),
-        )
-        self.manager.save(step, args=parts, force=True)
-        self.manager.wait_until_finished()
 
-    def latest(self, state: _State) -> tuple[_State, np.ndarray]:
-        step = self.manager.latest_step()
-        if step is None:
-            return state, np.zeros(0)
-        args = self.ocp.args
-        identity = self.manager.restore(step, args=args.Composite(identity=args.JsonRestore()))[
-            "identity"
-        ]
-        for name, ours in self.identity.items():
-            if identity[name] != ours:
-                raise ValueError(
-                    f"checkpoints holds another run: its {name} is {identity[name]}, ours is {ours}"
-                )
-        leaves, tree = jax.tree.flatten(state)
-        like = {"leaves": leaves, "losses": np.zeros(step, np.float32)}
-        try:
-            found = self.manager.restore(
-                step, args=args.Composite(state=args.StandardRestore(like))
-            )["state"]
-        except ValueError as error:
-            raise ValueError(
-                "checkpoints holds another run: its network or its optimizer differs"
-            ) from error
-        return jax.tree.unflatten(tree, found["leaves"]), np.asarray(found["losses"])
+def _looks_at_network(state: _State, keys: Any) -> dict[str, Any]:
+    """The weights and the other state that a run starts from, and the kind of its optimizer."""
+    leaves = [leaf for part in (state.params, keys, state.rest) for leaf in nnx.to_flat_state(part)]
+    slots = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(state.slots)]
+    looks = {f"network at {_name(path)}": _checkpoints.look(_value(leaf)) for path, leaf in leaves}
+    return {**looks, "optimizer's state": slots}
