@@ -4,6 +4,7 @@ Shapes are static, so they are checked always; values are checked when they are 
 traced by ``jit`` or ``vmap`` cannot be looked at).
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -47,10 +48,14 @@ def shape(name: str, array: jax.Array, expected: tuple[int, ...], because: str =
 
 
 def count(name: str, value: Any) -> int:
-    """``value`` as a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    """``value``, a positive integer of Python, NumPy or JAX, as Python's."""
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:  # of a value that is no integer, or is being traced
+        number = 0
+    if number < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
+    return number
 
 
 def index(name: str, value: Any, n: int) -> int:

@@ -7,7 +7,6 @@ when the run is killed and started again.
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +100,7 @@ def target_velocity_loss(
 
 
 def cross_entropy(
-    network: Callable, key: PRNGKeyArray, batch: tuple[Float[Array, "n ..."], Int[Array, " n"]]
+    network: Callable, key: PRNGKeyArray, batch: tuple[Float[Array, "n ..."], Integer[Array, " n"]]
 ) -> Float[Array, ""]:
     """Loss of a classifier with one label a sample; ``batch`` is ``(images, labels)``.
 
@@ -158,16 +157,16 @@ def _batched(network: Callable) -> Callable:
             copy = nnx.merge(graph, *state, copy=True)
             return copy(*sample), _changes(copy, nnx.merge(graph, *state))
 
-        everyone = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)
+        samples = (jnp.arange(len(arguments[0])), *arguments)
         try:
-            out, changes = everyone(jnp.arange(len(arguments[0])), *arguments)
+            out, changes = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)(*samples)
         except ValueError as error:
-            varying = re.search(r"out_axes\[1\]\['(.+?)'\]", str(error))
-            if varying is None:
+            if "out_axes" not in str(error):
                 raise
             raise ValueError(
-                f"the network's state {varying[1]} becomes another for each sample of a batch, and "
-                f"one is carried on; average it: jax.lax.pmean(value, {BATCH!r})"
+                f"the network's state {', '.join(_varying(one, samples))} becomes another for each "
+                f"sample of a batch, and one is carried on; average it: jax.lax.pmean(value, "
+                f"{BATCH!r})"
             ) from error
         flat = nnx.to_flat_state(nnx.state(network, _CARRIED))
         new = [(p, _with_value(v, changes[_name(p)])) for p, v in flat if _name(p) in changes]
@@ -176,6 +175,20 @@ def _batched(network: Callable) -> Callable:
         return out
 
     return call
+
+
+def _varying(one: Callable, samples: tuple) -> list[str]:
+    """Which of the changes that ``one`` returns are not the same for all samples."""
+
+    def varies(name: str) -> bool:
+        change = jax.vmap(lambda *s: one(*s)[1][name], out_axes=None, axis_name=BATCH)
+        try:
+            jax.eval_shape(change, *samples)
+        except ValueError:
+            return True
+        return False
+
+    return [*filter(varies, jax.eval_shape(jax.vmap(one, axis_name=BATCH), *samples)[1])]
 
 
 # --------------------------------------------------------------------------- the state of a network
@@ -262,8 +275,7 @@ def _carried(new: Any, old: Any) -> Any:
 
 
 class Stream:
-    """Batches made on the host, ``batch_at(step)``: files, augmentations, whatever does not fit
-    into one array.
+    """Batches made on the host, ``batch_at(step)``, of whatever does not fit into one array.
 
     ``batch_at`` must give the same batch for the same step, or a resumed run would see other data.
     """
@@ -485,8 +497,7 @@ def fit(
 
 
 def _start(network: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[Any, Any, _State]:
-    """A copy of ``network`` in train mode: its graph, its keys of random streams, and the rest as
-    the state before the first step."""
+    """A copy of ``network`` in train mode: its graph, its random streams, its state at step 0."""
     network = nnx.clone(network)
     network.train()
     nnx.pop(network, nnx.Intermediate)
@@ -521,8 +532,10 @@ def _advance(
     sampler: Callable | None,
     length: int,
 ) -> tuple[_State, Float[Array, " length"]]:
-    """``length`` steps; a function of its arguments alone, so that fits of the same kind share one
-    compilation."""
+    """``length`` steps.
+
+    A function of its arguments alone, so that fits of the same kind share one compilation.
+    """
 
     def step(state: _State, batch: PyTree) -> tuple[_State, Array]:
         key_step = jax.random.fold_in(key, state.step)

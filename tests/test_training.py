@@ -1,11 +1,5 @@
-"""The training loop against closed-form recursions, exact minima of the losses, and itself after a
-kill."""
+"""The training loop against closed-form recursions, and exact minima of the losses."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from functools import partial
 
 import jax
@@ -172,14 +166,76 @@ def test_the_network_given_is_left_as_it_is():
         np.testing.assert_array_equal(a, b)
 
 
-def test_every_row_once_an_epoch_in_a_new_order():
-    batch_at = training._array_batches(np.arange(10), KEY, 4)
-    rows = np.concatenate([batch_at(step) for step in range(10)]).reshape(4, 10)
-    np.testing.assert_array_equal(np.sort(rows, 1), np.tile(np.arange(10), (4, 1)))
-    assert len({tuple(row) for row in rows}) == 4
-    np.testing.assert_array_equal(training._array_batches(np.arange(10), KEY, 4)(7), batch_at(7))
-    # fewer rows than batch
-    assert sorted(training._array_batches(np.arange(2), KEY, 5)(0).tolist())[1:4] != [0, 0, 0]
+def mean_of_batch(network, key, batch):
+    """A loss that tells which rows a step was given."""
+    return jnp.mean(batch) + 0 * network.w[...]
+
+
+@pytest.mark.parametrize(("n", "batch"), [(6, 1), (10, 4), (3, 7), (1, 5)])
+def test_every_row_once_an_epoch_in_a_new_order(n, batch):
+    batch_at = training._array_batches(np.arange(n), KEY, batch)
+    rows = np.concatenate([batch_at(step) for step in range(8 * n)]).reshape(-1, n)
+    np.testing.assert_array_equal(np.sort(rows, 1), np.tile(np.arange(n), (len(rows), 1)))
+    again = training._array_batches(np.arange(n), KEY, batch)
+    np.testing.assert_array_equal(again(7), batch_at(7))
+    if n > 5:  # 8 · batch epochs, of which two have the same order with probability 496 / 10!
+        assert len({tuple(row) for row in rows}) > len(rows) - 2
+
+
+def test_fit_sees_every_row_once_an_epoch_in_a_new_order():
+    data = np.arange(12.0)
+    run = partial(fit, Number(), data, batch=1, objective=mean_of_batch, steps=36)
+    epochs = run(KEY).losses.reshape(3, 12)
+    np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(data, (3, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert (run(jax.random.key(8)).losses != epochs.ravel()).any()
+
+
+def test_data_and_loss_draw_from_different_keys():
+    """The product of what sampler and objective draw from their keys has mean 0, variance 1."""
+    n, steps = 64, 50
+
+    def product(network, key, batch):
+        return jnp.mean(batch * jax.random.normal(key, batch.shape)) + 0 * network.w[...]
+
+    losses = fit(
+        Number(),
+        lambda key: jax.random.normal(key, (n,)),
+        KEY,
+        steps=steps,
+        objective=product,
+        chunk=50,
+    ).losses
+    assert abs(losses.mean()) * np.sqrt(n * steps) < 4
+    # the mean square of steps losses, each with variance 1/n
+    assert abs(np.mean(losses**2) * n - 1) / np.sqrt(2 / steps) < 4
+    assert len(set(losses.tolist())) == steps
+
+
+def test_adamw_follows_its_recursion():
+    """Clipped gradient, two moments, decay, and the rate of its step: written out in NumPy."""
+    rate, steps, warmup, decay, clip, w0 = 0.1, 12, 4, 0.3, 0.5, 3.0
+    result = fit(
+        Number(w0),
+        np.arange(10.0),
+        KEY,
+        steps=steps,
+        batch=10,
+        objective=distance,
+        optimizer=training.adamw(rate, steps, warmup, decay, clip),
+        ema=0,
+    )
+    w, m, v = w0, 0.0, 0.0
+    for k in range(steps):
+        assert np.isclose(result.losses[k], (w - 4.5) ** 2 + np.arange(10.0).var(), atol=1e-6)
+        gradient = 2 * (w - 4.5)
+        gradient *= min(1, clip / abs(gradient))
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        ahead = (k - warmup) / (steps - warmup)
+        now = rate * (k / warmup if k < warmup else (1 + np.cos(np.pi * ahead)) / 2)
+        step = (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+        w -= now * (step + decay * w)
+    np.testing.assert_allclose(result.network.w[...], w, atol=1e-6)
 
 
 def test_running_averages_of_batch_norm_come_back():
@@ -205,6 +261,144 @@ def test_running_averages_of_batch_norm_come_back():
     assert norm.use_running_average
     np.testing.assert_allclose(norm.mean[...], (1 - 0.9**5) * data.mean(), rtol=1e-6)
     np.testing.assert_allclose(norm.var[...], 0.9**5 + (1 - 0.9**5) * data.var(), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ random state
+
+
+class Dropped(nnx.Module):
+    """x, doubled or dropped."""
+
+    def __init__(self, seed=0):
+        self.w = nnx.Param(jnp.ones(()))
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(seed))
+
+    def __call__(self, x):
+        return self.drop(x) * self.w[...]
+
+
+def mean_output(network, key, batch):
+    return jnp.mean(training._batched(network)(batch))
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_every_step_and_every_sample_has_a_mask_of_its_own(chunk):
+    """The loss of a step is 2 K/n with K of Binomial(n, 1/2): one mask for all samples would give
+    it n times the variance, one mask for all steps none."""
+    n, steps = 16, 400
+    losses = fit(
+        Dropped(),
+        np.ones((n, 1)),
+        KEY,
+        steps=steps,
+        batch=n,
+        objective=mean_output,
+        optimizer=optax.sgd(0.0),
+        chunk=chunk,
+    ).losses
+    assert abs(losses.mean() - 1) / np.sqrt(1 / (n * steps)) < 4
+    # the squared deviations have mean 1/n and variance μ4 - 1/n², μ4 = (3n² - 2n) / n⁴
+    squares = (losses - 1) ** 2
+    spread = np.sqrt(((3 * n**2 - 2 * n) / n**4 - 1 / n**2) / steps)
+    assert abs(squares.mean() - 1 / n) / spread < 4
+    # and one step tells nothing of the next
+    assert abs(np.mean((losses[1:] - 1) * (losses[:-1] - 1))) * n * np.sqrt(steps - 1) < 4
+
+
+def test_two_passes_in_one_step_draw_twice():
+    def product(network, key, batch):
+        one, two = (training._batched(network)(batch) - 1 for _ in range(2))
+        return jnp.mean(one * two) + 0 * network.w[...]
+
+    losses = fit(Dropped(), np.ones((16, 1)), KEY, steps=100, batch=16, objective=product).losses
+    assert abs(losses.mean()) * np.sqrt(16 * 100) < 4
+
+
+def test_the_masks_follow_from_the_key_and_the_networks_seed():
+    data = np.ones((8, 1))
+    run = partial(fit, data=data, steps=6, batch=8, objective=mean_output)
+    losses = run(Dropped(), key=KEY).losses
+    np.testing.assert_array_equal(run(Dropped(), key=KEY).losses, losses)
+    assert (run(Dropped(), key=jax.random.key(8)).losses != losses).any()
+    assert (run(Dropped(1), key=KEY).losses != losses).any()
+
+
+def test_a_network_with_dropout_is_left_as_it_is_and_comes_back_in_eval_mode():
+    network = Dropped()
+    before = jax.random.key_data(network.drop.rngs.key[...])
+    result = fit(network, np.ones((8, 1)), KEY, steps=3, batch=8, objective=mean_output)
+    assert network.drop.rngs.count[...] == 0 and not network.drop.deterministic
+    np.testing.assert_array_equal(before, jax.random.key_data(network.drop.rngs.key[...]))
+    assert result.network.drop.deterministic and result.network.drop.rngs.count[...] == 3
+    np.testing.assert_array_equal(result.network(jnp.ones(5)), result.network.w[...] * jnp.ones(5))
+
+
+class Count(nnx.Variable):
+    """A kind of state that nnx does not know."""
+
+
+class Counted(nnx.Module):
+    """Counts its passes, in a ``Count`` and in a plain array."""
+
+    def __init__(self):
+        self.w = nnx.Param(jnp.array(2.0))
+        self.passes, self.plain = Count(jnp.array(0)), jnp.array(0)
+        self.level = nnx.BatchStat(jnp.array(0.0))
+
+    def __call__(self, x):
+        self.passes[...] += 1
+        self.plain = self.plain + 1
+        self.sow(nnx.Intermediate, "looked_at", x)
+        mean = jax.lax.pmean(x.mean(), networks.BATCH)
+        self.level[...] = 0.5 * self.level[...] + 0.5 * mean
+        return x * self.w[...]
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow")
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_state_of_any_kind_is_carried(chunk):
+    data = np.arange(4.0)[:, None]
+    network = Counted()
+    result = fit(network, data, KEY, steps=7, batch=4, objective=mean_output, chunk=chunk, every=3)
+    assert network.passes[...] == 0 and network.plain == 0
+    assert result.network.passes[...] == 7 and result.network.plain == 7
+    np.testing.assert_allclose(result.network.level[...], 1.5 * (1 - 0.5**7), rtol=1e-12)
+
+
+class Stubborn(nnx.Module):
+    """Changes in a way that no step can carry to the next."""
+
+    def __init__(self, how):
+        self.w, self.how, self.calls = nnx.Param(jnp.ones(())), how, 0
+        self.last = Count(jnp.zeros(1))
+
+    def __call__(self, x):
+        if self.how == "sample":
+            self.last[...] = x
+        elif self.how == "shape":
+            self.last.set_value(jnp.zeros(2))
+        elif self.how == "attribute":
+            self.calls += 1
+        else:
+            self.made = Count(jnp.zeros(()))
+        return x * self.w[...]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("sample", r"state last becomes another for each sample.*pmean\(value, 'batch'\)"),
+        ("shape", r"state last from float64 \(1,\) into float64 \(2,\)"),
+        ("attribute", r"changes or makes calls of the network"),
+        ("new", r"changes or makes made of the network"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused_by_name(how, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Stubborn(how), np.ones((4, 1)), KEY, steps=2, batch=2, objective=mean_output)
+
+
+# ------------------------------------------------------------------------------------ kinds of data
 
 
 def test_sampler_stream_and_chunks_agree_with_the_plain_loop():
@@ -255,96 +449,81 @@ def test_a_fit_learns_the_velocity_between_two_gaussians():
     assert relative < 0.06
 
 
-# -------------------------------------------------------------------------------------- checkpoints
-
-
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_resuming_gives_the_same_weights_bit_for_bit(tmp_path, chunk):
-    data = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
-    run = partial(
-        fit, mlp(), data, KEY, batch=16, optimizer=training.adamw(1e-2, 24), chunk=chunk, every=4
-    )
-    whole = run(steps=24)
-    run(steps=12, checkpoints=tmp_path)
-    resumed = run(steps=24, checkpoints=tmp_path)
-    np.testing.assert_array_equal(whole.losses, resumed.losses)
-    for a, b in zip(weights(whole.network), weights(resumed.network), strict=True):
+@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_a_way_to_store_data(kind):
+    data = np.random.default_rng(0).normal(size=(20, 1)).astype(kind)
+    run = partial(fit, mlp(), key=KEY, steps=4, batch=20)
+    stored, wide = run(data=data), run(data=data.astype(np.float32))
+    np.testing.assert_array_equal(stored.losses, wide.losses)
+    for a, b in zip(weights(stored.network), weights(wide.network), strict=True):
         np.testing.assert_array_equal(a, b)
+    # 3000 parts, of which half precision cannot tell a third: each time is still in its own
+    t = np.asarray(training.stratified_times(KEY, 3000, kind), np.float64)
+    assert np.abs(t - (np.arange(3000) + 0.5) / 3000).max() < 0.5 / 3000 + jnp.finfo(kind).eps / 2
 
 
-def test_killed_and_started_again(tmp_path):
-    """A real SIGKILL, in the middle of the run; the weights are those of a run that was left
-    alone."""
-    script = textwrap.dedent(
-        """
-        import sys, time
-        import jax, numpy as np
-        from flax import nnx
-        from cdelta import networks, training
+def test_the_average_of_half_precision_weights_moves():
+    """w falls by 1/128 a step; kept in bfloat16, the average would not follow: less than a bit."""
 
-        folder, out, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
-        data = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
-        batch_at = training._array_batches(data, jax.random.key(1), 16)
+    def slope(network, key, batch):
+        return network.w[...].astype(jnp.float32) + 0 * batch.mean()
 
-        def slow(step):
-            time.sleep(pause)
-            print(step, flush=True)
-            return batch_at(step)
-
-        network = networks.MLP(1, width=8, layers=1, rngs=nnx.Rngs(0))
-        result = training.fit(
-            network, training.Stream(slow), jax.random.key(0), steps=40, every=5, progress=False,
-            checkpoints=None if folder == "none" else folder,
-        )
-        leaves = jax.tree.leaves(nnx.state(result.network))
-        np.savez(out, *leaves, losses=result.losses)
-        """
+    start = jnp.array(1.0, jnp.bfloat16)
+    result = fit(
+        Number(start),
+        np.ones(4, np.float32),
+        KEY,
+        steps=64,
+        batch=4,
+        objective=slope,
+        optimizer=optax.sgd(1 / 128),
+        ema=0.98,
     )
-
-    def start(folder, out, pause):
-        command = [sys.executable, "-c", script, str(folder), str(tmp_path / out), str(pause)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    whole = start("none", "whole.npz", 0)
-    killed = start(tmp_path / "run", "killed.npz", 0.02)
-    for line in killed.stdout:
-        if int(line) == 17:
-            os.kill(killed.pid, signal.SIGKILL)
-            break
-    assert killed.wait() == -signal.SIGKILL and not (tmp_path / "killed.npz").exists()
-    killed.stdout.close()
-    again = start(tmp_path / "run", "again.npz", 0)
-    steps = [int(line) for line in again.communicate()[0].split()]
-    assert whole.communicate() and again.returncode == whole.returncode == 0
-    assert 0 < steps[0] <= 17 and steps[-1] == 39, "the second run did not go on from a checkpoint"
-    a, b = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "again.npz")
-    assert sorted(a.files) == sorted(b.files) and len(a["losses"]) == 40
-    for name in a.files:
-        np.testing.assert_array_equal(a[name], b[name])
+    w = average = 1.0
+    for k in range(64):
+        w -= 1 / 128
+        keep = min(0.98, (1 + k) / (10 + k))
+        average = keep * average + (1 - keep) * w
+    assert result.network.w[...].dtype == jnp.bfloat16
+    assert abs(result.network.w[...].astype(float) - average) <= 2**-8
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"key": jax.random.key(8)}, "its key is"),
-        ({"batch": 3}, "its batch is"),
-        ({"data": np.ones((6, 1))}, "its data is"),
-        ({"network": mlp(width=9)}, "its network or its optimizer differs"),
-        ({"steps": 2}, "holds a run of 4 steps"),
-    ],
+    "objective", [training.loss, training.target_loss, training.target_velocity_loss]
 )
-def test_a_folder_with_another_run_is_refused(tmp_path, change, message):
-    arguments = {
-        "network": mlp(),
-        "data": np.ones((5, 1)),
-        "key": KEY,
-        "batch": 2,
-        "steps": 4,
-        "checkpoints": tmp_path,
-    }
-    fit(**arguments)
-    with pytest.raises(ValueError, match=message):
-        fit(**(arguments | change))
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, bool])
+def test_integers_are_no_data_of_a_flow(objective, kind, unchecked):
+    with pytest.raises(ValueError, match=r"floating-point, got .*images\.astype\(np\.float32\)"):
+        fit(mlp(), np.ones((4, 1), kind), KEY, steps=1, batch=2, objective=objective)
+
+
+def test_labels_stay_integers():
+    images, labels = np.ones((6, 1), np.float32), np.arange(6, dtype=np.uint8)
+    seen = []
+
+    def objective(network, key, batch):
+        seen.append(batch[1].dtype)
+        return training.cross_entropy(lambda x: x * network.w[...] + jnp.arange(6.0), key, batch)
+
+    losses = fit(
+        Number(), (images, labels), KEY, steps=1, batch=6, objective=objective, ema=0
+    ).losses
+    assert set(seen) == {np.dtype(np.uint8)}
+    logits = np.arange(6.0)
+    np.testing.assert_allclose(losses[0], np.log(np.exp(logits).sum()) - 2.5, rtol=1e-6)
+
+
+def test_strict_promotion_changes_nothing():
+    data = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
+    run = partial(
+        fit, mlp(), data, KEY, steps=4, batch=8, optimizer=training.adamw(1e-2, 4, 1), ema=0.9
+    )
+    plain = run()
+    with jax.numpy_dtype_promotion("strict"):
+        strict = run()
+    np.testing.assert_array_equal(plain.losses, strict.losses)
+    for a, b in zip(weights(plain.network), weights(strict.network), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # ---------------------------------------------------------------------------------------- bad input
@@ -357,8 +536,12 @@ def test_a_folder_with_another_run_is_refused(tmp_path, change, message):
         ((), {}, "at least one sample"),
         ((np.ones((3, 1)), np.ones(2)), {}, "one length"),
         (np.array([[1.0], [np.nan]]), {}, "data must be finite"),
-        (np.ones((3, 1)), {"steps": 0}, "steps must be positive"),
-        (np.ones((3, 1)), {"batch": -1}, "batch must be positive"),
+        ([np.ones((3, 1)), np.ones((2, 1))], {}, "got a list of 2; np.stack"),
+        ((np.ones((3, 1)), [1, 2, 3]), {}, "got a list of 3"),
+        (np.array(["a", "b"]), {}, "data must hold numbers, got dtype <U1"),
+        (np.array([1.0, np.inf]).astype(jnp.bfloat16), {}, "data must be finite"),
+        (np.ones((3, 1)), {"steps": 0}, "steps must be a positive integer, got 0"),
+        (np.ones((3, 1)), {"batch": -1}, "batch must be a positive integer, got -1"),
         (np.ones((3, 1)), {"ema": 1.0}, "ema"),
         (np.ones((3, 1)), {"chunk": 3, "every": 10}, "multiple of chunk"),
     ],
@@ -396,3 +579,8 @@ def test_divergence_is_named_with_its_step(tmp_path):
         checkpoints=tmp_path,
     )
     assert np.isfinite(healthy.losses).all()  # what was saved before is usable
+
+
+def test_a_module_of_another_library_is_refused(unchecked):
+    with pytest.raises(ValueError, match=r"network must be a flax nnx\.Module, got function"):
+        fit(lambda t, x: x, np.ones((3, 1)), KEY, steps=1)

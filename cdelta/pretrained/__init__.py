@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cdelta import datasets, networks, training
+from cdelta import _files, datasets, networks, training
 
 FOLDER = Path(__file__).parent
 
@@ -47,7 +47,7 @@ class Recipe:
 
     def build(self) -> nnx.Module:
         """The untrained network."""
-        return attrgetter(self.network)(networks)(**self.arguments, rngs=nnx.Rngs(self.seed))
+        return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
 
     def samples(self, split: str) -> Any:
         """The data of one ``split``: images, or images and labels for a classifier."""
@@ -71,8 +71,7 @@ class Recipe:
     def held_out_loss(
         self, network: Any, repeats: int = 20, batch: int = 100
     ) -> tuple[float, float]:
-        """Mean loss of ``network`` on held-out data and its standard error over ``repeats``
-        batches."""
+        """Mean loss of ``network`` on held-out batches, and its standard error."""
         data = self.samples("held_out")
         objective = jax.jit(getattr(training, self.objective))
         n = len(jax.tree.leaves(data)[0])
@@ -80,13 +79,8 @@ class Recipe:
         for i in range(repeats):
             rows = np.random.default_rng([self.seed, i]).permutation(n)[:batch]
             key = jax.random.fold_in(jax.random.key(self.seed), i)
-            losses.append(
-                float(
-                    objective(
-                        network, key, jax.tree.map(lambda array, rows=rows: array[rows], data)
-                    )
-                )
-            )
+            some = jax.tree.map(lambda array, rows=rows: array[rows], data)
+            losses.append(float(objective(network, key, some)))
         return float(np.mean(losses)), float(np.std(losses, ddof=1) / np.sqrt(repeats))
 
     def as_json(self) -> dict[str, Any]:
@@ -138,61 +132,102 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
-    """The trained network ``name``: a velocity ``(t, x) -> dx/dt``, or a classifier
-    ``x -> logits``.
+    """The trained network ``name``, a velocity ``(t, x) -> dx/dt`` or a classifier ``x -> logits``.
 
-    Raises ValueError for an unknown name, OSError when the weights are not those of the manifest.
+    Raises ValueError for an unknown name, OSError when the manifest is damaged or incomplete, or
+    when the weights are not those of the manifest.
     """
     known = sorted(path.stem for path in Path(folder).glob("*.json"))
     if name not in known:
         raise ValueError(f"name must be one of {known}, got {name!r}")
     manifest = read_manifest(name, folder)
+    missing = [fact for fact in ("sha256", "recipe") if fact not in manifest]
+    if missing:
+        raise OSError(f"{name}.json is incomplete: it has no {' and no '.join(missing)}")
     content = (Path(folder) / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise OSError(f"{name}.safetensors is damaged: its checksum is not the manifest's")
 
     from safetensors.numpy import load as parse
 
-    recipe = Recipe(**manifest["recipe"])
-    # no random numbers are drawn only to be replaced
-    graph, state = nnx.split(nnx.eval_shape(recipe.build))
-    weights = {tuple(key.split(".")): value for key, value in parse(content).items()}
-    leaves = jax.tree_util.tree_flatten_with_path(state)
-    network = nnx.merge(
-        graph,
-        jax.tree.unflatten(leaves[1], [_take(weights, path, leaf) for path, leaf in leaves[0]]),
-    )
+    try:
+        graph, like = _untrained(manifest["recipe"])
+    except ValueError as error:
+        raise OSError(f"{name}.json is damaged: {error}") from error
+    weights = parse(content)
+    difference = _difference(weights, _leaves(like))
+    if difference:
+        raise OSError(f"{name}.safetensors does not fit the recipe in {name}.json: {difference}")
+    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+    values = [jax.numpy.asarray(weights[_name(path)], leaf.dtype) for path, leaf in leaves]
+    network = nnx.merge(graph, jax.tree.unflatten(tree, values))
     network.eval()
-    return (
-        networks.VelocityFromTarget(network) if recipe.objective.startswith("target") else network
-    )
+    targets = manifest["recipe"].get("objective", "loss").startswith("target")
+    return networks.VelocityFromTarget(network) if targets else network
 
 
-def save(name: str, network: nnx.Module, folder: str | os.PathLike = FOLDER, **facts: Any) -> None:
-    """Write the weights of ``network`` and a manifest with ``facts`` into ``folder``, each file
-    whole or not at all."""
+def save(
+    name: str,
+    network: nnx.Module,
+    folder: str | os.PathLike = FOLDER,
+    *,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Write the weights of ``network``, and a manifest with its recipe and ``facts``.
+
+    Each file is written whole or not at all. ``recipe`` is that of the training, or what ``load``
+    needs of it: a constructor in ``cdelta.networks`` and its arguments, ``{"network": "MLP",
+    "arguments": {"shape": 2}}``, and ``"objective": "target_loss"`` when the network predicts the
+    target.
+
+    Raises ValueError, before anything is written, when ``load`` could not read what would be saved.
+    """
     from safetensors.numpy import save as serialise
 
-    leaves = jax.tree_util.tree_flatten_with_path(nnx.state(network))[0]
-    weights = {
-        ".".join(_names(path)): np.asarray(leaf) for path, leaf in leaves if _is_weight(leaf)
+    if recipe is None:
+        raise ValueError(
+            "recipe is needed, or load could not build the network: recipe={'network': "
+            f"{type(network).__name__!r}, 'arguments': {{...}}}}, those of its constructor"
+        )
+    if not name or name != Path(name).name:
+        raise ValueError(f"name must be that of a file without its folder, got {name!r}")
+    recipe = recipe.as_json() if isinstance(recipe, Recipe) else json.loads(json.dumps({**recipe}))
+    weights = _leaves(nnx.state(network))
+    difference = _difference(weights, _leaves(_untrained(recipe)[1]))
+    if difference:
+        raise ValueError(f"recipe must build the network that is saved: {difference}")
+    content = serialise({key: np.asarray(value) for key, value in weights.items()})
+    manifest = {
+        "name": name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "recipe": recipe,
+        **facts,
     }
-    content = serialise(weights)
-    manifest = {"name": name, "sha256": hashlib.sha256(content).hexdigest(), **facts}
-    _write(Path(folder) / f"{name}.safetensors", content)
-    _write(Path(folder) / f"{name}.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    text = json.dumps(manifest, indent=1) + "\n"
+    _files.write(Path(folder) / f"{name}.safetensors", content)
+    _files.write(Path(folder) / f"{name}.json", text)
 
 
 def read_manifest(name: str, folder: str | os.PathLike = FOLDER) -> dict[str, Any]:
-    """What is recorded of the training of ``name``."""
-    return json.loads((Path(folder) / f"{name}.json").read_text())
+    """What is recorded of the training of ``name``. Raises OSError when it is damaged."""
+    path = Path(folder) / f"{name}.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise OSError(f"{path} is damaged: {error}") from error
+    if not isinstance(manifest, dict):
+        raise OSError(f"{path} is damaged: it holds no facts but {type(manifest).__name__}")
+    return manifest
 
 
 def train(
     name: str, folder: str | os.PathLike = FOLDER, checkpoints: str | os.PathLike | None = None
 ) -> None:
-    """Train ``name`` by its recipe and save it with its manifest; with ``checkpoints`` an
-    interrupted run goes on."""
+    """Train ``name`` by its recipe and save it with its manifest.
+
+    With ``checkpoints`` (a folder) an interrupted run goes on.
+    """
     recipe = RECIPES[name]
     result = recipe.fit(
         checkpoints=None if checkpoints is None else Path(checkpoints) / name, every=500
@@ -236,27 +271,49 @@ def data_facts(recipe: Recipe) -> dict[str, Any]:
     return {"data_sha256": digest.hexdigest()}
 
 
-def _names(path: tuple) -> tuple[str, ...]:
-    return tuple(str(entry.key) for entry in path if hasattr(entry, "key"))
+def _untrained(recipe: Any) -> tuple[Any, Any]:
+    """The graph of the network that ``recipe`` builds, and its state as shapes alone.
+
+    No random numbers are drawn only to be replaced.
+    """
+    if not isinstance(recipe, Mapping) or not {"network", "arguments"} <= set(recipe):
+        raise ValueError(f"recipe must name a network and its arguments, got {recipe!r}")
+    constructor = _constructor(recipe["network"])
+    try:
+        shapes = nnx.eval_shape(lambda: constructor(**recipe["arguments"], rngs=nnx.Rngs(0)))
+    except TypeError as error:
+        raise ValueError(
+            f"recipe must have arguments that {recipe['network']} takes: {error}"
+        ) from error
+    return nnx.split(shapes)
 
 
-def _is_weight(leaf: Any) -> bool:
-    return jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+def _constructor(network: Any) -> Callable[..., nnx.Module]:
+    """The class of ``cdelta.networks``, or the class method of one, that ``network`` names."""
+    name, _, method = str(network).partition(".")
+    kind = getattr(networks, name, None)
+    ours = isinstance(kind, type) and kind.__module__ == networks.__name__
+    constructor = getattr(kind, method, None) if method else kind
+    if not ours or not callable(constructor):
+        raise ValueError(f"recipe must name a network of cdelta.networks, got {network!r}")
+    return constructor
 
 
-def _take(weights: Mapping[tuple[str, ...], np.ndarray], path: tuple, leaf: Any) -> Any:
-    if not _is_weight(leaf):
-        return leaf
-    value = weights[_names(path)]
-    if value.shape != leaf.shape:
-        raise OSError(
-            f"the weights at {'.'.join(_names(path))} have shape {value.shape}, the network's {leaf.shape}"
-        )
-    return jax.numpy.asarray(value, dtype=leaf.dtype)
+def _leaves(state: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+def _difference(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In what the arrays ``got`` differ from those ``wanted``; empty when in nothing."""
+    for name in sorted({*got, *wanted}):
+        if name not in got:
+            return f"the weights at {name} are missing"
+        if name not in wanted:
+            return f"there are weights at {name}, where the recipe's network has none"
+        if got[name].shape != wanted[name].shape:
+            return f"the weights at {name} have shape {got[name].shape}, not {wanted[name].shape}"
+    return ""
+
+
+def _name(path: tuple) -> str:
+    return ".".join(str(entry.key) for entry in path if hasattr(entry, "key"))
