@@ -93,11 +93,14 @@ def test_the_classifier_reads_held_out_digits():
 # ------------------------------------------------------------------------ saving, loading, training
 
 
+TINY = {"shape": (28, 28), "width": 4, "layers": 1}
+
+
 def tiny(**changes):
     return dataclasses.replace(
         Recipe(
             "MLP",
-            {"shape": (28, 28), "width": 4, "layers": 1},
+            TINY,
             "mnist",
             {"digits": (5,)},
             steps=3,
@@ -168,13 +171,66 @@ def test_refusals(tmp_path):
     weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"?")
     with pytest.raises(OSError, match=r"it\.safetensors is damaged"):
         pretrained.load("it", tmp_path)
-    pretrained.save(
-        "it",
-        tiny().build(),
-        tmp_path,
-        recipe=tiny(arguments={"shape": (28, 28), "width": 5, "layers": 1}).as_json(),
-    )
-    with pytest.raises(OSError, match="have shape"):
+
+
+def test_a_network_of_ones_own_is_saved_with_its_constructor(tmp_path):
+    """What load needs of a recipe is enough: no data, no steps."""
+    network = networks.MLP(2, width=5, rngs=nnx.Rngs(3))
+    recipe = {"network": "MLP", "arguments": {"shape": 2, "width": 5}}
+    pretrained.save("mine", network, tmp_path, recipe=recipe, note="of my own")
+    x = jnp.array([0.3, -1.0], jnp.float32)
+    np.testing.assert_array_equal(pretrained.load("mine", tmp_path)(0.5, x), network(0.5, x))
+    assert pretrained.read_manifest("mine", tmp_path)["note"] == "of my own"
+    pretrained.save("aim", network, tmp_path, recipe=recipe | {"objective": "target_loss"})
+    velocity = networks.VelocityFromTarget(network)
+    np.testing.assert_array_equal(pretrained.load("aim", tmp_path)(0.5, x), velocity(0.5, x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": None}, r"recipe is needed.*recipe=\{'network': 'MLP'"),
+        ({"recipe": {"network": "MLP"}}, "recipe must name a network and its arguments"),
+        ({"recipe": {"network": "nnx.Linear", "arguments": {}}}, "network of cdelta.networks"),
+        ({"recipe": {"network": "UNet.tiny", "arguments": {}}}, "network of cdelta.networks"),
+        (
+            {"recipe": {"network": "MLP", "arguments": {"shape": 3, "breadth": 4}}},
+            "MLP takes: .*breadth",
+        ),
+        ({"recipe": {"network": "MLP", "arguments": {"shape": 3}}}, r"shape \(4,\), not \(128,\)"),
+        ({"recipe": tiny(arguments=TINY | {"layers": 2})}, r"at hidden\.1\.bias are missing"),
+        (
+            {"network": networks.MLP(28, 4, 2, rngs=nnx.Rngs(0))},
+            r"weights at hidden\.1\.bias, where",
+        ),
+        ({"name": "../it"}, "name must be that of a file"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, message):
+    arguments = {"name": "it", "network": tiny().build(), "recipe": tiny().as_json()} | change
+    with pytest.raises(ValueError, match=message):
+        pretrained.save(folder=tmp_path / "new", **arguments)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda text: text[: len(text) // 2], r"it\.json is damaged"),
+        (lambda text: "", r"it\.json is damaged"),
+        (lambda text: "[1]", r"it\.json is damaged: it holds no facts but list"),
+        (lambda text: "{}", r"it\.json is incomplete: it has no sha256 and no recipe"),
+        (lambda text: text.replace("recipe", "receipt"), "incomplete: it has no recipe"),
+        (lambda text: text.replace("MLP", "PLM"), "damaged: recipe must name a network"),
+        (lambda text: text.replace('"width"', '"wide"'), "damaged: recipe must have arguments"),
+        (lambda text: text.replace('"width": 4', '"width": 5'), r"have shape \(4,\), not \(5,\)"),
+    ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, breaks, message):
+    pretrained.save("it", tiny().build(), tmp_path, recipe=tiny())
+    manifest = tmp_path / "it.json"
+    manifest.write_text(breaks(manifest.read_text()))
+    with pytest.raises(OSError, match=message):
         pretrained.load("it", tmp_path)
 
 
