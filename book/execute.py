@@ -395,6 +395,25 @@ def discard_others(folder: Path, sources: list[Path]) -> None:
             remove(record.with_suffix(".ipynb"))
 
 
+def find(names: list[str], sources: list[Path]) -> list[Path]:
+    """The sources that are meant: ``01_linear_maps``, its file, its beginning, or its number.
+
+    Raises ValueError, which lists those there are, when a name is that of none or of several.
+    """
+    stems = [source.stem for source in sources]
+    wanted = set()
+    for name in names:
+        stem = Path(name).stem if name.endswith((".md", ".ipynb")) else name
+        number = f"{stem:0>2}_" if stem.isdigit() else stem
+        found = [stem] if stem in stems else [other for other in stems if other.startswith(number)]
+        if not found:
+            raise ValueError(f"no such notebook: {name}; there are {', '.join(stems) or 'none'}")
+        if len(found) > 1:
+            raise ValueError(f"{name} could be any of {', '.join(found)}")
+        wanted.add(found[0])
+    return [source for source in sources if source.stem in wanted]
+
+
 def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
