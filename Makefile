@@ -12,7 +12,7 @@ PAGES   := _build/html/index.html
 SITE    := _build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke again site pages train bench serve lock pairs clean
+.PHONY: help env book execute test lint unit smoke again site pages train bench serve lab lock pairs clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -22,8 +22,9 @@ help:
 	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
 	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later)"
-	@echo "make serve    look at the book on localhost"
-	@echo "make pairs    bring notebooks/*.ipynb in step with their *.md"
+	@echo "make serve    look at the book on localhost ([PORT=8000]: that one or none)"
+	@echo "make lab      open the chapters in JupyterLab, to run and change them"
+	@echo "make pairs    bring notebooks/*.md and *.ipynb in step ([NAMES=01] [TAKE=md|ipynb] where both were edited)"
 	@echo "make lock     resolve requirements.txt again from pyproject.toml"
 	@echo "make clean    remove what was built (not .venv)"
 
@@ -31,20 +32,29 @@ help:
 
 env: $(STAMP)
 
+# A .venv is of use when it was made to the end, in this folder (its scripts name it), by a Python that is still there;
+# any other is made anew. FORCE asks again where the folder was moved.
 # uv installs in seconds what takes pip minutes; where it cannot reach a package index that pip can, pip does it.
+USABLE := test "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" && $(BIN)/python -m pip --version >/dev/null 2>&1
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+FORCE:
+
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed, $(PYTHON) is older: make env PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@{ $(USABLE); } || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(UV) && \
 	  $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.txt && \
 	  $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . || \
 	{ $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . ; }
-	@touch $@
+	@printf '%s' "$(CURDIR)" > $@
 
 lock:
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q $(UV); }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install -q $(UV)
 	$(BIN)/uv pip compile -q --universal --fork-strategy fewest --python-version 3.11 --extra test \
 	  --no-emit-index-url --no-annotate pyproject.toml -o requirements.txt
 
@@ -60,12 +70,13 @@ book: execute
 	@echo "The book is built. Open $(CURDIR)/$(PAGES)"
 
 serve:
-	@test -f $(PAGES) || { echo "nothing built yet: make book" >&2; exit 1; }
-	@echo "http://localhost:8000/ (Ctrl-C ends it)"
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000 >/dev/null 2>&1
+	@$(PYTHON) book/serve.py $(PORT)
+
+lab: $(STAMP)
+	$(BIN)/python book/lab.py
 
 pairs: $(STAMP)
-	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.md
+	$(BIN)/python book/pairs.py $(NAMES) $(if $(TAKE),--take $(TAKE))
 
 # ------------------------------------------------------------------------------------------------------- tests
 
@@ -95,9 +106,9 @@ site: smoke
 	rm -rf $(SITE)
 	mkdir -p $(SITE)/book
 	cp -R _config.yml _toc.yml notebooks $(SITE)
-	cp -R $(filter-out book/executed book/__pycache__,$(wildcard book/*)) $(SITE)/book
+	find book -mindepth 1 -maxdepth 1 ! -name executed ! -name __pycache__ -exec cp -R {} $(SITE)/book ';'
 	cp -R _build/smoke $(SITE)/book/executed
-	cd $(SITE) && $(CURDIR)/$(BIN)/jupyter-book build . -W --keep-going -n -q
+	cd $(SITE) && "$(CURDIR)/$(BIN)/jupyter-book" build . -W --keep-going -n -q
 	CDELTA_SITE=$(SITE)/_build/html $(BIN)/python -m pytest -q tests/notebooks/test_pages.py
 
 # Before a release: the pages as readers get them.
@@ -113,4 +124,4 @@ bench: $(STAMP)
 
 clean:
 	rm -rf _build build dist book/executed *.egg-info .pytest_cache .ruff_cache
-	find cdelta book tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find cdelta book tests notebooks '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf {} +

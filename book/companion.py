@@ -26,7 +26,7 @@ from sphinx.util import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import execute
 
-from cdelta import ledger
+from cdelta import _files, ledger
 
 LOGGER = logging.getLogger(__name__)
 EXECUTED = "book/executed/"
@@ -190,8 +190,7 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     for name, found in {**used, **made}.items():
         lines += [f"* - {name}", f"  - {', '.join(found)}"]
     machines = {
-        f"{run['machine']['system']} {run['machine']['architecture']}, {run['machine']['cores']} cores"
-        for run in runs.values()
+        "{system} {architecture}, {cores} cores".format(**run["machine"]) for run in runs.values()
     }
     lines += [":::", "", f"Executed on {' and '.join(sorted(machines)) or platform.system()}.", ""]
     return "\n".join(lines)
@@ -244,7 +243,7 @@ def title(notebook: Path) -> str:
 def write_if_changed(path: Path, text: str) -> None:
     """Leave an unchanged file its time stamp, so that Sphinx does not read the pages again."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        execute.write_whole(path, text)
+        _files.write(path, text)
 
 
 def add_source_buttons(

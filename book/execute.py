@@ -1,7 +1,7 @@
 """Execute the notebooks that changed, several at once, into a folder of finished copies.
 
     python book/execute.py --profile book --jobs 2            # every notebook
-    python book/execute.py 01_linear_maps --profile smoke     # one of them
+    python book/execute.py 01 --profile smoke                 # one of them
 
 For each notebook ``NAME.md`` the folder receives ``NAME.ipynb`` (executed) and ``NAME.json`` (how:
 profile, seconds, versions, ledger records, and the fingerprint of everything that the result
@@ -10,6 +10,7 @@ whole; a notebook that fails leaves neither.
 """
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import json
@@ -27,6 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from cdelta import _files
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("smoke", "book", "paper")
@@ -55,8 +58,8 @@ def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
     """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and
     data), the locked requirements, the Python version, this script, and where CelebA is, if it is
     there."""
-    celeba = os.environ.get("CDELTA_CELEBA", "")
-    digest = hashlib.sha256(f"{profile}\n{platform.python_version()}\n{celeba}\n".encode())
+    told = f"{profile}\n{platform.python_version()}\n{celeba() or ''}\n"
+    digest = hashlib.sha256(told.encode())
     package = (
         path
         for path in (root / "cdelta").rglob("*")
@@ -66,6 +69,12 @@ def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
         digest.update(f"{path.name}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def celeba() -> str | None:
+    """Where the user says that CelebA is, from wherever one asks; None when nothing is said."""
+    said = os.environ.get("CDELTA_CELEBA", "").strip()
+    return str(Path(said).expanduser().resolve()) if said else None
 
 
 def finished(target: Path, mark: str) -> dict[str, Any] | None:
@@ -97,7 +106,10 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
             f"{source.name}: no cell is tagged 'parameters', so the profile cannot be set"
         )
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        short = socket_place()
+        config = sockets(short and stack.enter_context(tempfile.TemporaryDirectory(dir=short)))
         ledger = Path(scratch) / "ledger.jsonl"
         os.environ["CDELTA_LEDGER"] = str(ledger)
         start = time.perf_counter()
@@ -110,7 +122,7 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=300,  # on a busy machine, the first import from a fresh environment
-                config=sockets(scratch),
+                config=config,
             )
         except papermill.PapermillExecutionError as error:
             report_failure(source.name, error, notebook)
@@ -124,7 +136,7 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
 
     clean(done, profile)
     text = nbformat.writes(done) + "\n"
-    write_whole(target, text)
+    _files.write(target, text)
     run = {
         "profile": profile,
         "seconds": round(seconds, 2),
@@ -136,19 +148,32 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         "fingerprint": mark,
         "notebook_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    write_whole(target.with_suffix(".json"), json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+    record = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
+    _files.write(target.with_suffix(".json"), record)
 
 
-def sockets(folder: str) -> Any:
-    """How to talk to a kernel: by files in ``folder``, where sockets can be files. Ports are chosen
-    before they are bound, so that kernels which start at the same time may get the same ones."""
+def socket_place() -> str | None:
+    """Where a folder of our own can hold a kernel's sockets; None where there is no such place.
+
+    A socket that is a file has a name of at most 107 bytes (103 on macOS), whatever TMPDIR says.
+    """
+    if os.name == "nt":
+        return None
+    for place in (tempfile.gettempdir(), "/tmp"):
+        longest = f"{place}/tmp12345678/kernel-5"
+        if len(os.fsencode(longest)) <= 103 and os.access(place, os.W_OK | os.X_OK):
+            return place
+    return None
+
+
+def sockets(folder: str | None) -> Any:
+    """How to talk to a kernel: by files in ``folder``, where there is one, else by ports. These are
+    chosen before they are bound, so that kernels which start at the same time may get the same."""
     from traitlets.config import Config
 
-    return (
-        Config()
-        if os.name == "nt"
-        else Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
-    )
+    if folder is None:
+        return Config()
+    return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
 
 
 def report_failure(name: str, error: Any, notebook: Any) -> None:
@@ -159,11 +184,8 @@ def report_failure(name: str, error: Any, notebook: Any) -> None:
     )
     rule = "-" * 100
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    print(
-        f"{rule}\n{name}: cell {index} raised {error.ename}: {error.evalue}\n\n{error.source}\n\n{trace}\n{rule}",
-        file=sys.stderr,
-        flush=True,
-    )
+    what = f"{name}: cell {index} raised {error.ename}: {error.evalue}"
+    print(rule, f"{what}\n\n{error.source}\n\n{trace}", rule, sep="\n", file=sys.stderr, flush=True)
 
 
 def clean(notebook: Any, profile: str) -> None:
@@ -186,16 +208,6 @@ def clean(notebook: Any, profile: str) -> None:
             cell.metadata["tags"] = tags
         else:
             cell.metadata.pop("tags", None)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under another name, then rename: nobody ever reads half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove(target: Path) -> None:
@@ -235,12 +247,16 @@ def commit(root: Path) -> str | None:
 # ------------------------------------------------------------------------- all of them (the parent)
 
 
+# Where a person's own settings would get into what a notebook shows.
+SETTINGS = ("PYTHONSTARTUP", "MATPLOTLIBRC", "MPLBACKEND", "JUPYTER_CONFIG_PATH", "JUPYTER_PATH")
+
+
 def environment(root: Path, profile: str) -> dict[str, str]:
-    """What a kernel is started with. Compiled XLA programs are kept between runs, outside the
-    tree."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdelta" / "jax"
+    """What a kernel is started with: what the parent has, without the user's settings of IPython,
+    Jupyter and matplotlib. Compiled XLA programs are kept between runs, outside the tree."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdelta"
     defaults = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "CDELTA_CLAIMS": str(root / "book" / "claims.yml"),
@@ -250,7 +266,20 @@ def environment(root: Path, profile: str) -> dict[str, str]:
     }
     if profile == "smoke":
         defaults["XLA_FLAGS"] = QUICK
-    return {**defaults, **os.environ}
+    # folders where nobody keeps settings; matplotlib's also remembers which fonts there are
+    ours = {
+        "IPYTHONDIR": str(cache / "ipython"),
+        "JUPYTER_CONFIG_DIR": str(cache / "jupyter"),
+        "MPLCONFIGDIR": str(cache / "matplotlib"),
+    }
+    env = {**defaults, **os.environ, **ours}
+    for name in SETTINGS:
+        env.pop(name, None)
+    # a kernel works in the root, wherever a relative path was meant to start
+    env.pop("CDELTA_CELEBA", None)
+    if place := celeba():
+        env["CDELTA_CELEBA"] = place
+    return env
 
 
 class Children:
@@ -266,20 +295,35 @@ class Children:
         with self._lock:
             if self._stopped:
                 return None
-            # in a session of its own, so that Ctrl-C reaches the parent alone, which then ends the
-            # children in order
-            child = subprocess.Popen(command, env=env, start_new_session=True)
+            # In a session of its own, so that Ctrl-C reaches the parent alone, which then ends the
+            # children in order. The pipe tells a child when the parent is no more (a lost terminal,
+            # a kill): it is closed then, whatever the cause.
+            child = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, start_new_session=True
+            )
             self._running.add(child)
         code = child.wait()
         with self._lock:
             self._running.discard(child)
+            child.stdin.close()
         return code
 
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
             for child in self._running:
-                child.send_signal(signal.SIGINT)  # nbclient then ends its kernel
+                child.stdin.close()
+
+
+def follow_parent() -> None:
+    """In a child: be interrupted, as by Ctrl-C, when the parent closes the pipe or is no more.
+    nbclient then ends the kernel."""
+
+    def wait() -> None:
+        os.read(0, 1)  # not sys.stdin, whose lock Python wants when it ends
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_all(
@@ -425,6 +469,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(asked, interrupt)
     if arguments[:1] == ["--child"]:
         source, target, profile, root, mark = arguments[1:]
+        follow_parent()
         try:
             execute(Path(source), Path(target), profile, Path(root), mark)
         except KeyboardInterrupt:
@@ -438,7 +483,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "names",
         nargs="*",
-        help="notebooks to execute, such as 01_linear_maps; all when none is named",
+        help="notebooks to execute, such as 01 or 01_linear_maps; all when none is named",
     )
     parser.add_argument("--profile", choices=PROFILES, default="book")
     parser.add_argument(
@@ -458,10 +503,10 @@ def main(arguments: list[str] | None = None) -> int:
     everything = sorted((root / "notebooks").glob("*.md"))
     # without names, the chapters: a draft that the table of contents does not mention yet is
     # executed by its name only
-    wanted = {Path(name).stem for name in options.names or chapters(root)}
-    if unknown := wanted - {source.stem for source in everything}:
-        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
-    sources = [source for source in everything if source.stem in wanted]
+    try:
+        sources = find(options.names or chapters(root), everything)
+    except ValueError as error:
+        parser.error(str(error))
     if not sources:
         parser.error("_toc.yml names no notebook")
     folder = (options.out or root / "book" / "executed").resolve()

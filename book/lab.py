@@ -94,7 +94,9 @@ def front(root: Path) -> str:
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     macros = config["sphinx"]["config"]["mathjax3_config"]["tex"]["macros"]
     math = yaml.safe_dump({"math": {f"\\{name}": text for name, text in macros.items()}})
-    note = "# The book's macros, for this page alone: they are in _config.yml and are not saved here."
+    note = (
+        "# The book's macros, for this page alone: they are in _config.yml and are not saved here."
+    )
     return f"---\n{note}\n{math}---\n\n"
 
 

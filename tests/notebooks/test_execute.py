@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import execute
 import nbformat
@@ -45,9 +46,10 @@ def make_root(folder, **notebooks):
     return folder
 
 
-def run(root, *options):
+def run(root, *options, cwd=None, **env):
     command = [sys.executable, str(SCRIPT), "--root", str(root), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+    env = {**os.environ, **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=cwd, env=env)
 
 
 def states(result):
@@ -131,7 +133,7 @@ def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
 def test_half_a_result_does_not_count(tmp_path):
     target = tmp_path / "a.ipynb"
     assert execute.finished(target, "mark") is None
-    execute.write_whole(target, "whole")
+    target.write_text("whole")
     record = {"fingerprint": "mark", "notebook_sha256": "0"}
     target.with_suffix(".json").write_text(json.dumps(record))
     assert execute.finished(target, "mark") is None  # the record of another file
@@ -175,11 +177,41 @@ def test_notebook_without_parameters_is_refused(tmp_path):
     assert "a.md: no cell is tagged 'parameters'" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["-j", "0"], ["--profile", "huge"]])
-def test_bad_arguments(tmp_path, arguments):
-    result = run(make_root(tmp_path, a=GOOD), *arguments)
-    assert result.returncode == 2
-    assert "error:" in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no such notebook: nowhere; there are 01_a, 02_b, 02_c, 10_d"),
+        (["3"], "no such notebook: 3; there are 01_a"),
+        (["02"], "02 could be any of 02_b, 02_c"),
+        (["-j", "0"], "--jobs must be at least 1, got 0"),
+        (["--profile", "bok"], "choose from smoke, book, paper"),
+    ],
+)
+def test_bad_arguments_are_answered_by_what_there_is(tmp_path, capsys, arguments, message):
+    root = make_root(tmp_path, **{name: GOOD for name in ("01_a", "02_b", "02_c", "10_d")})
+    with pytest.raises(SystemExit, match="2"):
+        execute.main(["--root", str(root), *arguments])
+    assert message in capsys.readouterr().err.replace("'", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("01", "01_a"),
+        ("1", "01_a"),
+        ("10", "10_d"),
+        ("02_c", "02_c"),
+        ("02_c.md", "02_c"),
+        ("notebooks/10_d.ipynb", "10_d"),
+        ("draft", "draft_long"),
+        ("12", "12"),
+    ],
+)
+def test_a_chapter_is_found_by_its_name_its_file_its_beginning_or_its_number(name, stem):
+    stems = ["01_a", "02_b", "02_c", "10_d", "12", "12_e", "draft_long"]
+    sources = [Path("notebooks", f"{stem}.md") for stem in stems]
+    assert execute.find([name], sources) == [Path("notebooks", f"{stem}.md")]
+    assert execute.find([name, "02_b"], sources)[-1 if stem < "02_b" else 0].stem == "02_b"
 
 
 def test_copies_of_vanished_notebooks_go(tmp_path):
@@ -192,26 +224,32 @@ def test_copies_of_vanished_notebooks_go(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["a.ipynb", "a.json"]
 
 
-def test_interrupt_ends_the_kernels_and_leaves_nothing(tmp_path):
-    wait = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(120)"
+@pytest.mark.parametrize("asked", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_whatever_ends_the_parent_ends_the_kernels_and_leaves_nothing(tmp_path, asked):
+    """Ctrl-C, a polite end, a lost terminal, a kill."""
+    wait = "import os, pathlib, time\npathlib.Path('pid').write_text(f'{os.getpid()} {os.getppid()}')"
     # the last of new ones is the first to run
-    root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, wait])
+    root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, f"{wait}\ntime.sleep(120)"])
     command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pid = root / "pid"
     deadline = time.monotonic() + 60
-    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+    while not (pid.exists() and " " in pid.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    kernel = int(pid.read_text())
-    process.send_signal(signal.SIGINT)
+    others = [int(number) for number in pid.read_text().split()]  # the kernel and the child
+    process.send_signal(getattr(signal, asked))
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    if asked in ("SIGINT", "SIGTERM"):
+        assert process.returncode == 130, errors
+    else:
+        assert process.returncode == -getattr(signal, asked)
+    for other in others:
+        with pytest.raises(ProcessLookupError):
+            for _ in range(300):
+                os.kill(other, 0)
+                time.sleep(0.1)
     assert list((root / "book/executed").iterdir()) == []
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.kill(kernel, 0)
-            time.sleep(0.1)
 
 
 def test_only_smoke_trades_speed_for_compilation_and_the_users_flags_stand(monkeypatch):
@@ -220,3 +258,78 @@ def test_only_smoke_trades_speed_for_compilation_and_the_users_flags_stand(monke
     assert "XLA_FLAGS" not in execute.environment(ROOT, "book")
     monkeypatch.setenv("XLA_FLAGS", "")
     assert execute.environment(ROOT, "smoke")["XLA_FLAGS"] == ""
+
+
+def test_a_persons_settings_do_not_get_into_the_book(tmp_path):
+    """Settings that show values of statements, run code at the start, and draw in other colours."""
+    home = tmp_path / "home"
+    ipython, startup, rc = home / ".ipython/profile_default", home / "start.py", home / "matplotlibrc"
+    (ipython / "startup").mkdir(parents=True)
+    (ipython / "ipython_config.py").write_text(
+        "c.InteractiveShell.ast_node_interactivity = 'all'\n"
+        "c.InteractiveShellApp.exec_lines = ['mine = 1']\n"
+    )
+    (ipython / "startup/00.py").write_text("mine = 2\n")
+    startup.write_text("mine = 3\n")
+    rc.write_text("figure.dpi: 31\nbackend: pdf\n")
+    for folder in (home / ".config/matplotlib", home / ".matplotlib"):
+        folder.mkdir(parents=True)
+        (folder / "matplotlibrc").write_text(rc.read_text())
+    (home / ".jupyter").mkdir()
+    for name in ("jupyter_config.py", "jupyter_client_config.py"):
+        (home / ".jupyter" / name).write_text("c.Session.key = b'mine'\n")
+    look = "import matplotlib\nprint(matplotlib.rcParams['figure.dpi'])\n1 + 1\nprint('mine' in globals())"
+    backend = "print(matplotlib.get_backend())"
+    root = make_root(tmp_path, a=[PARAMETERS, look, backend])
+    env = {"HOME": str(home), "PYTHONSTARTUP": str(startup), "MATPLOTLIBRC": str(rc)}
+    env |= {"MPLBACKEND": "pdf", "IPYTHONDIR": str(home / ".ipython"), "XDG_CONFIG_HOME": str(home / ".config")}
+    env |= {"JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = run(root, **env)
+    assert result.returncode == 0, result.stderr
+    notebook = nbformat.read(root / "book/executed/a.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.output_type for output in outputs] == ["stream", "stream"]
+    assert outputs[0].text == "100.0\nFalse\n"
+    assert outputs[1].text == "inline\n"
+
+
+def test_a_folder_of_temporary_files_with_a_long_name(tmp_path):
+    root = make_root(tmp_path, a=GOOD)
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    result = run(root, TMPDIR=str(long))
+    assert result.returncode == 0, result.stderr
+    assert list(long.iterdir()) == []
+
+
+def test_sockets_are_files_where_their_names_are_short_enough(monkeypatch, tmp_path):
+    monkeypatch.setattr(execute.tempfile, "tempdir", "/tmp")
+    assert execute.socket_place() == "/tmp"
+    monkeypatch.setattr(execute.tempfile, "tempdir", str(tmp_path / ("é" * 50)))
+    assert execute.socket_place() == "/tmp"
+    monkeypatch.setattr(execute.os, "access", lambda *_: False)
+    assert execute.socket_place() is None
+    assert execute.sockets(None) == {}
+
+
+def test_celeba_is_where_it_was_said_to_be_whoever_asks(monkeypatch, tmp_path):
+    """A relative path starts where the command was given; nothing said is nothing said."""
+    root = make_root(tmp_path, a=GOOD)
+    source = root / "notebooks/a.md"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.delenv("CDELTA_CELEBA", raising=False)
+    unset = execute.fingerprint(source, "book", root)
+    for nothing in ("", " "):
+        monkeypatch.setenv("CDELTA_CELEBA", nothing)
+        assert "CDELTA_CELEBA" not in execute.environment(root, "book")
+        assert execute.fingerprint(source, "book", root) == unset
+    monkeypatch.setenv("CDELTA_CELEBA", str(tmp_path / "here/celeba"))
+    absolute = execute.fingerprint(source, "book", root)
+    assert absolute != unset
+    monkeypatch.setenv("CDELTA_CELEBA", "celeba")
+    assert execute.environment(root, "book")["CDELTA_CELEBA"] == str(tmp_path / "here/celeba")
+    assert execute.fingerprint(source, "book", root) == absolute
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    monkeypatch.setenv("CDELTA_CELEBA", "~/celeba")
+    assert execute.environment(root, "book")["CDELTA_CELEBA"] == str(tmp_path / "here/celeba")

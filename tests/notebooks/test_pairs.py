@@ -1,28 +1,27 @@
 """The committed notebooks: each Markdown source and its paired .ipynb are the same notebook,
 without any output."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import execute
 import jupytext
 import nbformat
+import pairs
 import pytest
 import yaml
 
 from tests import ROOT
 
-NAMES = sorted({path.stem for pattern in ("*.md", "*.ipynb") for path in (ROOT / "notebooks").glob(pattern)})
+HALVES = [path for pattern in ("*.md", "*.ipynb") for path in (ROOT / "notebooks").glob(pattern)]
+NAMES = sorted({path.stem for path in HALVES})
 
 
 def content(notebook):
     return [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
-
-
-def header(notebook):
-    """The metadata, without the versions of jupytext that last wrote the file."""
-    text = {key: value for key, value in notebook.metadata.jupytext.text_representation.items() if "version" not in key}
-    return {**notebook.metadata, "jupytext": {**notebook.metadata.jupytext, "text_representation": text}}
 
 
 def difference(source: Path, pair: Path) -> str:
@@ -52,9 +51,19 @@ def test_pair_is_in_step(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_both_halves_are_as_jupyter_and_jupytext_write_them(name):
+    """So that saving one that did not change changes no file."""
+    source = ROOT / "notebooks" / f"{name}.md"
+    markdown, notebook = source.read_text("utf-8"), source.with_suffix(".ipynb").read_text("utf-8")
+    assert jupytext.writes(jupytext.reads(markdown, fmt="md:myst"), fmt="md:myst") == markdown
+    assert nbformat.writes(nbformat.reads(notebook, as_version=4)) + "\n" == notebook
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_header_parameters_and_profiles(name):
     notebook = jupytext.read(ROOT / "notebooks" / f"{name}.md")
-    assert header(notebook) == header(jupytext.read(ROOT / "notebooks" / "01_linear_maps.md"))
+    assert notebook.metadata.jupytext.pop("text_representation").extension == ".md"
+    assert notebook.metadata == pairs.METADATA
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code[0].source == 'profile = "book"' and code[0].metadata["tags"] == ["parameters"]
     assert all(f'"{profile}"' in code[1].source for profile in execute.PROFILES)
@@ -75,16 +84,12 @@ def test_chapters_of_the_claims_are_numbers():
 @pytest.fixture
 def pair(tmp_path):
     """A small pair in step: its paths and the notebook."""
-    source = tmp_path / "a.md"
-    source.write_text(
-        "---\njupytext: {text_representation: {extension: .md, format_name: myst}}\n"
-        "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n\n# A\n\n"
-        "```{code-cell} ipython3\nx = 1\n```\n"
-    )
-    notebook = jupytext.read(source)
-    nbformat.write(notebook, source.with_suffix(".ipynb"))
+    source = tmp_path / "notebooks" / "01_a.md"
+    source.parent.mkdir()
+    source.write_text("# A\n\n```{code-cell} ipython3\nx = 1\n```\n")
+    assert pairs.bring_in_step(source) == [".md", ".ipynb"]
     assert difference(source, source.with_suffix(".ipynb")) == ""
-    return source, notebook
+    return source, nbformat.read(source.with_suffix(".ipynb"), as_version=4)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,10 @@ def pair(tmp_path):
         (lambda nb: nb.cells[1].metadata.update(tags=["hide-input"]), "cell 1 differs"),
         (lambda nb: nb.cells.pop(), "2 cells against 1"),
         (lambda nb: nb.cells[1].update(execution_count=1), "execution counts"),
-        (lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output("stream", text="1")), "outputs"),
+        (
+            lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output("stream", text="1")),
+            "outputs",
+        ),
     ],
 )
 def test_a_pair_out_of_step_is_noticed(pair, change, message):
@@ -108,3 +116,110 @@ def test_a_missing_half_is_noticed(pair):
     source, _ = pair
     source.with_suffix(".ipynb").unlink()
     assert "both exist" in difference(source, source.with_suffix(".ipynb"))
+
+
+# ---------------------------------------------------------------------------------------- make pairs
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def tracked(pair):
+    """The pair, committed; the path of the source."""
+    source, _ = pair
+    git(source.parent, "init", "-q")
+    git(source.parent, "add", ".")
+    git(source.parent, "commit", "-q", "-m", "all")
+    return source
+
+
+def edit(path, old="x = 1", new="x = 2"):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def sources(path):
+    return [cell.source for cell in pairs.read(path).cells]
+
+
+@pytest.mark.parametrize("half", [".md", ".ipynb"])
+def test_an_edit_of_one_half_reaches_the_other(tracked, half):
+    ids = [cell["id"] for cell in pairs.read(tracked.with_suffix(".ipynb")).cells]
+    edit(tracked.with_suffix(half))
+    (other,) = {".md", ".ipynb"} - {half}
+    assert pairs.bring_in_step(tracked) == [other]
+    assert sources(tracked) == sources(tracked.with_suffix(".ipynb")) == ["# A", "x = 2"]
+    assert [cell["id"] for cell in pairs.read(tracked.with_suffix(".ipynb")).cells] == ids
+    assert pairs.bring_in_step(tracked) == []
+
+
+def test_the_source_stands_where_the_commit_has_both(tracked):
+    edit(tracked)
+    git(tracked.parent, "commit", "-qam", "the source alone")
+    assert pairs.bring_in_step(tracked) == [".ipynb"]
+    assert sources(tracked.with_suffix(".ipynb")) == ["# A", "x = 2"]
+
+
+@pytest.mark.parametrize("stands", [".md", ".ipynb"])
+def test_where_both_were_edited_nothing_is_written_until_one_is_named(tracked, stands):
+    edit(tracked, new="x = 2")
+    edit(tracked.with_suffix(".ipynb"), new="x = 3")
+    before = [tracked.with_suffix(suffix).read_bytes() for suffix in (".md", ".ipynb")]
+    with pytest.raises(pairs.OutOfStep, match="01_a: the .md and the .ipynb differ.*TAKE=md"):
+        pairs.bring_in_step(tracked)
+    assert before == [tracked.with_suffix(suffix).read_bytes() for suffix in (".md", ".ipynb")]
+    pairs.bring_in_step(tracked, take=stands)
+    assert sources(tracked)[1] == {".md": "x = 2", ".ipynb": "x = 3"}[stands]
+    assert difference(tracked, tracked.with_suffix(".ipynb")) == ""
+
+
+def test_without_git_nothing_is_guessed(pair):
+    source, _ = pair
+    edit(source.with_suffix(".ipynb"))
+    with pytest.raises(pairs.OutOfStep):
+        pairs.bring_in_step(source)
+
+
+def test_outputs_are_no_edits_and_go(tracked):
+    path = tracked.with_suffix(".ipynb")
+    notebook = pairs.read(path)
+    notebook.cells[1].update(execution_count=3, outputs=[nbformat.v4.new_output("stream", text="1")])
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+    assert pairs.bring_in_step(tracked) == [".ipynb"]
+    assert difference(tracked, path) == ""
+
+
+@pytest.mark.parametrize("half", [".md", ".ipynb"])
+def test_a_missing_half_is_made_from_the_other(tracked, half):
+    before = tracked.with_suffix(half).read_bytes()
+    tracked.with_suffix(half).unlink()
+    assert pairs.bring_in_step(tracked) == [half]
+    if half == ".md":
+        assert tracked.with_suffix(half).read_bytes() == before
+    assert difference(tracked, tracked.with_suffix(".ipynb")) == ""
+
+
+def test_the_command_says_what_it_wrote_and_what_it_refused(tracked, monkeypatch, capsys):
+    second = tracked.with_name("02_b.md")
+    second.write_text(tracked.read_text())
+    edit(tracked)
+    edit(tracked.with_suffix(".ipynb"), new="x = 3")
+    monkeypatch.setattr(sys, "argv", ["pairs", "--root", str(tracked.parent.parent)])
+    assert pairs.main() == 1
+    said = capsys.readouterr()
+    assert said.out == "02_b: wrote .ipynb\n"
+    assert "make pairs NAMES=01_a TAKE=md" in said.err
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "01", "--take", "ipynb"])
+    assert pairs.main() == 0
+    assert sources(tracked) == ["# A", "x = 3"]
+
+
+def test_what_jupyter_writes_is_what_is_committed(tracked):
+    """The bytes of the .ipynb, as its own writer would have them."""
+    text = tracked.with_suffix(".ipynb").read_text()
+    assert text == json.dumps(json.loads(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,102 @@
+"""The Makefile's own logic, in a folder whose name has a space: programs of an environment that is
+not there are replaced by scripts that write down how they were called."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from tests import ROOT
+
+SCRIPT = """#!/bin/sh
+echo "$(basename "$PWD"): $(basename "$0") $*" >> "$CALLS"
+case "$*" in *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;; esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in such a folder; the result's ``calls`` are the programs that were called."""
+    root = tmp_path / "a book"
+    for name in ("notebooks", "book/executed", "book/_static", "_build/smoke", ".venv/bin"):
+        (root / name).mkdir(parents=True)
+    for name in ("Makefile", "_config.yml", "_toc.yml", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, root)
+    (root / "book/page.md").write_text("a page\n")
+    (root / "book/executed/old.ipynb").write_text("{}")
+    (root / "_build/smoke/01_a.ipynb").write_text("{}")
+    for name in ("python", "jupyter-book", "ruff", "uv"):
+        (root / ".venv/bin" / name).write_text(SCRIPT)
+        (root / ".venv/bin" / name).chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text(SCRIPT)
+    python.chmod(0o755)
+    (root / ".venv/.made").write_text(str(root))
+    calls = tmp_path / "calls"
+
+    def run(*arguments):
+        calls.write_text("")
+        command = ["make", "-C", str(root), f"PYTHON={python}", *arguments]
+        # not a part of the make that may be running these tests
+        env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        env |= {"CALLS": str(calls)}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return calls.read_text().splitlines()
+
+    run.root = root
+    return run
+
+
+def test_the_site_is_a_tree_of_its_own(make):
+    calls = make("site")
+    assert calls[0] == "a book: python book/execute.py --profile smoke --jobs 2 --out _build/smoke"
+    assert calls[1] == "site: jupyter-book build . -W --keep-going -n -q"
+    assert calls[2] == "a book: python -m pytest -q tests/notebooks/test_pages.py"
+    site = make.root / "_build/site"
+    assert sorted(path.name for path in (site / "book").iterdir()) == ["_static", "executed", "page.md"]
+    assert [path.name for path in (site / "book/executed").iterdir()] == ["01_a.ipynb"]
+
+
+def test_options_reach_the_scripts(make):
+    assert make("pairs", "NAMES=01 02", "TAKE=md") == ["a book: python book/pairs.py 01 02 --take md"]
+    assert make("pairs") == ["a book: python book/pairs.py"]
+    assert make("serve", "PORT=8123") == ["a book: python book/serve.py 8123"]
+    assert make("lab") == ["a book: python book/lab.py"]
+
+
+def test_clean_finds_every_cache(make):
+    for name in ("book/__pycache__", "notebooks/.ipynb_checkpoints", "tests", "cdelta"):
+        (make.root / name).mkdir()
+    make("clean")
+    left = sorted(path.name for path in make.root.rglob("*") if path.is_dir())
+    assert left == [".venv", "_static", "bin", "book", "cdelta", "notebooks", "tests"]
+
+
+def venv_calls(calls):
+    return [call for call in calls if "-m venv" in call]
+
+
+def test_an_environment_that_is_whole_is_left_alone(make):
+    assert make("lint") == ["a book: ruff check .", "a book: ruff format --check ."]
+    os.utime(make.root / "requirements.txt", (2e9, 2e9))  # a new lock: installed into the same one
+    calls = make("env")
+    assert any("uv pip install" in call for call in calls) and not venv_calls(calls)
+
+
+@pytest.mark.parametrize("fault", ["no stamp", "no pip", "no python", "moved"])
+def test_an_environment_that_is_of_no_use_is_made_anew(make, fault):
+    python, stamp = make.root / ".venv/bin/python", make.root / ".venv/.made"
+    if fault == "no stamp":  # interrupted while it was made
+        stamp.unlink()
+    elif fault == "no pip":
+        python.write_text("#!/bin/sh\nexit 1\n")
+        os.utime(make.root / "requirements.txt", (2e9, 2e9))
+    elif fault == "no python":
+        python.unlink()
+        os.utime(make.root / "requirements.txt", (2e9, 2e9))
+    else:
+        stamp.write_text("/somewhere else")
+    assert venv_calls(make("env")) == ["a book: python -m venv --clear .venv"]
+    assert stamp.read_text() == str(make.root)
