@@ -272,6 +272,10 @@ def environment(root: Path, profile: str) -> dict[str, str]:
         "JUPYTER_CONFIG_DIR": str(cache / "jupyter"),
         "MPLCONFIGDIR": str(cache / "matplotlib"),
     }
+    for place in ours.values():
+        # where home cannot be written, each program finds itself a temporary folder
+        with contextlib.suppress(OSError):
+            os.makedirs(place, exist_ok=True)
     env = {**defaults, **os.environ, **ours}
     for name in SETTINGS:
         env.pop(name, None)

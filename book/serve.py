@@ -1,6 +1,7 @@
 """Show the built book on this machine: ``python book/serve.py [port]``.
 
-Without a port, the first free one from 8000 on. The address that is printed is the one that answers.
+Without a port, the first free one from 8000 on. The address that is printed is the one that
+answers.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> int:
     try:
         server = bind(options.folder, PORTS if options.port is None else [options.port])
     except OSError as error:
-        where = f"port {options.port}" if options.port else f"any port from {PORTS[0]} to {PORTS[-1]}"
+        where = f"port {options.port or f'{PORTS[0]} to {PORTS[-1]}'}"
         print(f"cannot serve at {where} ({error.strerror}): make serve PORT=...", file=sys.stderr)
         return 1
     print(f"http://localhost:{server.server_port}/ (Ctrl-C ends it)", flush=True)

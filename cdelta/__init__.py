@@ -5,7 +5,31 @@ Submodules load on first use, so ``import cdelta`` costs nothing that is not ask
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the names below
+    from cdelta import (
+        attributes as attributes,
+        causal as causal,
+        datasets as datasets,
+        dependence as dependence,
+        figures as figures,
+        flow as flow,
+        gaussian as gaussian,
+        jacobian as jacobian,
+        ledger as ledger,
+        linear as linear,
+        mixture as mixture,
+        networks as networks,
+        posterior as posterior,
+        pretrained as pretrained,
+        quality as quality,
+        training as training,
+    )
+    from cdelta.flow import Flow as Flow
+    from cdelta.gaussian import Gaussian as Gaussian
+    from cdelta.mixture import GaussianMixture as GaussianMixture
+    from cdelta.posterior import Empirical as Empirical
 
 __version__ = "0.1.0"
 
@@ -38,12 +62,14 @@ _SUBMODULES = (
 __all__ = [*_EXPORTS, *_SUBMODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"cdelta.{_EXPORTS[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"cdelta.{name}")
-    raise AttributeError(f"module 'cdelta' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in _EXPORTS:
+            return getattr(importlib.import_module(f"cdelta.{_EXPORTS[name]}"), name)
+        if name in _SUBMODULES:
+            return importlib.import_module(f"cdelta.{name}")
+        raise AttributeError(f"module 'cdelta' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -55,12 +55,18 @@ def test_the_site_is_a_tree_of_its_own(make):
     assert calls[1] == "site: jupyter-book build . -W --keep-going -n -q"
     assert calls[2] == "a book: python -m pytest -q tests/notebooks/test_pages.py"
     site = make.root / "_build/site"
-    assert sorted(path.name for path in (site / "book").iterdir()) == ["_static", "executed", "page.md"]
+    assert sorted(path.name for path in (site / "book").iterdir()) == [
+        "_static",
+        "executed",
+        "page.md",
+    ]
     assert [path.name for path in (site / "book/executed").iterdir()] == ["01_a.ipynb"]
 
 
 def test_options_reach_the_scripts(make):
-    assert make("pairs", "NAMES=01 02", "TAKE=md") == ["a book: python book/pairs.py 01 02 --take md"]
+    assert make("pairs", "NAMES=01 02", "TAKE=md") == [
+        "a book: python book/pairs.py 01 02 --take md"
+    ]
     assert make("pairs") == ["a book: python book/pairs.py"]
     assert make("serve", "PORT=8123") == ["a book: python book/serve.py 8123"]
     assert make("lab") == ["a book: python book/lab.py"]

@@ -137,9 +137,8 @@ def filter_spread(S, held, share=0.01, probes=4000):
 def main():
     velocity, classifier = networks_at_random()
     flow = Flow(velocity, *SOLVER)
-    print(
-        f"UNet {networks.parameter_count(velocity) / 1e6:.2f} M parameters, {BATCH} latents of {SHAPE} a batch"
-    )
+    millions = networks.parameter_count(velocity) / 1e6
+    print(f"UNet {millions:.2f} M parameters, {BATCH} latents of {SHAPE} a batch")
 
     x, z = latents(0, BATCH)
     one_t = jnp.float32(0.3)
@@ -211,9 +210,8 @@ def main():
     print(f"\n{'solver':12}{'evaluations':>12}{'bias of the moment':>22}")
     for (solver, steps), (bias, noise) in biases.items():
         evaluations = Flow(velocity, solver, steps).evaluations
-        print(
-            f"{solver + ' ' + str(steps):12}{evaluations:12d}{100 * bias:14.2f} % (± {100 * noise:.2f} %)"
-        )
+        name = f"{solver} {steps}"
+        print(f"{name:12}{evaluations:12d}{100 * bias:14.2f} % (± {100 * noise:.2f} %)")
 
     print(f"\n{'velocity at 8 latents':28}{'ms':>9}{'of one evaluation':>20}")
     for name in at_t:
@@ -229,11 +227,12 @@ def main():
     }
 
     print(
-        f"\nwiggle moment at {100 * TARGET:.0f} % error: latents needed, seconds, and how much cheaper than the paper's"
+        f"\nwiggle moment at {100 * TARGET:.0f} % error: latents needed, seconds, and how much "
+        "cheaper than the paper's"
     )
-    print(
-        f"{'':22}{'ms a batch':>11}{'bound':>9}{'reached':>9}{'variance':>10}{'latents':>9}{'seconds':>9}{'gain':>7}"
-    )
+    columns = {"bound": 9, "reached": 9, "variance": 10, "latents": 9, "seconds": 9, "gain": 7}
+    heads = "".join(f"{name:>{width}}" for name, width in columns.items())
+    print(f"{'':22}{'ms a batch':>11}{heads}")
     cost = {}
     for name in ("paper", *wiggle):
         left = TARGET**2 - biases[("euler", 99) if name == "paper" else SOLVER][0] ** 2
@@ -241,8 +240,8 @@ def main():
         cost[name] = needed * seconds[name] / BATCH
         bound = bounds[name]
         print(
-            f"{name:22}{1e3 * seconds[name]:11.0f}{1e3 * bound:9.0f}{bound / seconds[name]:9.2f}{variance[name]:10.2f}"
-            f"{needed:9.0f}{cost[name]:9.1f}{cost['paper'] / cost[name]:7.1f}"
+            f"{name:22}{1e3 * seconds[name]:11.0f}{1e3 * bound:9.0f}{bound / seconds[name]:9.2f}"
+            f"{variance[name]:10.2f}{needed:9.0f}{cost[name]:9.1f}{cost['paper'] / cost[name]:7.1f}"
         )
     for name in wiggle:
         evaluations = 198 / flow.evaluations
@@ -252,7 +251,8 @@ def main():
             f"variance ×{variance['paper'] / variance[name]:.1f}, the rest is bias"
         )
     print(
-        "  rows gain what S varies little over latents; where its tails are heavy, the line of one probe remains"
+        "  rows gain what S varies little over latents; where its tails are heavy, "
+        "the line of one probe remains"
     )
     ratio = seconds[f"jvp, {PROBES} probes"] / seconds["jvp, 1 probe"]
     print(f"{PROBES} probes at the same latents cost {ratio:.1f} times one")
@@ -264,14 +264,17 @@ def main():
     # the held gradient, and the projected probes
     bound = flow.evaluations * (2 + 1 + 1 + PROBES) * one
     print(
-        f"\nheld moment (feature {HELD}) against the filter at 1 % of the standard deviation, equal error"
+        f"\nheld moment (feature {HELD}) against the filter at 1 % of the standard deviation, "
+        "equal error"
+    )
+    size = (mean**2).sum()
+    print(
+        f"{'filter':22}keeps {100 * kept:.2f} % of the wiggles; "
+        f"variance a kept one {per_kept / size:.2f}"
     )
     print(
-        f"{'filter':22}keeps {100 * kept:.2f} % of the wiggles; variance a kept one {per_kept / (mean**2).sum():.2f}"
-    )
-    print(
-        f"{'projection':22}{1e3 * seconds['held']:.0f} ms a batch (bound {1e3 * bound:.0f}, reached "
-        f"{bound / seconds['held']:.2f}); variance a latent {ours / (mean**2).sum():.2f}"
+        f"{'projection':22}{1e3 * seconds['held']:.0f} ms a batch (bound {1e3 * bound:.0f}, "
+        f"reached {bound / seconds['held']:.2f}); variance a latent {ours / size:.2f}"
     )
     print(f"{'gain':22}{gain:.0f}×")
 

@@ -60,9 +60,8 @@ def main():
         )
         plan = function.lower(*arguments).compile().memory_analysis()
         peak = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
-        print(
-            f"{name:14}{1e3 * seconds:8.1f}{1e3 * least:13.1f}{seconds / least:8.2f}{peak / points.nbytes:20.2f}"
-        )
+        ratio, memory = seconds / least, peak / points.nbytes
+        print(f"{name:14}{1e3 * seconds:8.1f}{1e3 * least:13.1f}{ratio:8.2f}{memory:20.2f}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def never_executed(notebook: Any) -> list[int]:
 
 def refuse(folder: Path, chapters: list[str]) -> list[str]:
     """Why the folder's notebooks do not count as executed."""
-    reasons = [f"{name}: not in {folder}" for name in chapters if not (folder / f"{name}.ipynb").is_file()]
+    reasons = [
+        f"{name}: not in {folder}" for name in chapters if not (folder / f"{name}.ipynb").is_file()
+    ]
     for path in sorted(folder.glob("*.ipynb")):
         for index in never_executed(nbformat.read(path, as_version=4)):
             reasons.append(f"{path.stem}: cell {index} was never executed")
@@ -39,21 +41,20 @@ def refuse(folder: Path, chapters: list[str]) -> list[str]:
 
 def compare(paths: list[Path], jobs: int, env: dict[str, str]) -> int:
     """nbval's exit code: 0 when every output agrees."""
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider"]
-    command += [
-        "--nbval-kernel-startup-timeout",
-        "300",
-        "--nbval-sanitize-with",
-        str(Path(__file__).with_name("sanitize.cfg")),
-        "--rootdir",
-        str(ROOT),
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
+    command += ["-p", "no:cacheprovider", "--nbval-kernel-startup-timeout", "300"]
+    command += ["--nbval-sanitize-with", str(Path(__file__).with_name("sanitize.cfg"))]
+    # A test's name is its path below the root: outside of that, notebooks would have one name,
+    # and xdist would give all of them to one process.
+    command += ["--rootdir", os.path.commonpath([path.parent.resolve() for path in paths])]
     command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
     return subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=env).returncode
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args()
@@ -63,7 +64,10 @@ def main() -> int:
         return 1
     seconds = {name: run["seconds"] for name, run in execute.records(options.folder).items()}
     # the longest first, so that no long one is left over for the end
-    paths = [options.folder / f"{name}.ipynb" for name in sorted(chapters, key=lambda name: -seconds.get(name, 0))]
+    paths = [
+        options.folder / f"{name}.ipynb"
+        for name in sorted(chapters, key=lambda name: -seconds.get(name, 0))
+    ]
     return compare(paths, options.jobs, execute.environment(ROOT, "smoke"))
 
 

@@ -37,12 +37,14 @@ class Problem(NamedTuple):
 def find_chromium() -> str:
     """The browser: ``CHROMIUM``, or the first that is installed. Raises FileNotFoundError, with
     what to do."""
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    usual = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    names = (os.environ.get("CHROMIUM"), *usual)
     for name in names:
         if name and (path := shutil.which(name)):
             return path
     raise FileNotFoundError(
-        "no Chromium found, and the pages cannot be tested without one: install it (Debian: apt-get install chromium) "
+        "no Chromium found, and the pages cannot be tested without one: install it "
+        "(Debian: apt-get install chromium) "
         "or name it in the environment variable CHROMIUM"
     )
 
@@ -58,7 +60,8 @@ class Browser:
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -79,14 +82,20 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited when it is a promise."""
-        result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
             raise RuntimeError(f"in the page: {result['exceptionDetails']}")
         return result["result"].get("value")
 
     def width(self, width: int) -> None:
         self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
 
     def open(self, url: str) -> list[dict[str, Any]]:
@@ -109,7 +118,9 @@ class Browser:
                 self.evaluate(settled)
                 return self.events
             except RuntimeError as error:  # a page that forwards to another one leaves while we ask
-                if attempt == 2 or not re.search("navigated|context was destroyed|find context", str(error)):
+                if attempt == 2 or not re.search(
+                    "navigated|context was destroyed|find context", str(error)
+                ):
                     raise
                 time.sleep(0.5)
         raise AssertionError("unreachable")
@@ -138,7 +149,9 @@ def browser() -> Iterator[Browser]:
             deadline = time.monotonic() + SECONDS
             while not (ready.exists() and len(ready.read_text().splitlines()) == 2):
                 if process.poll() is not None:
-                    raise RuntimeError(f"Chromium ended at its start with exit code {process.returncode}")
+                    raise RuntimeError(
+                        f"Chromium ended at its start with exit code {process.returncode}"
+                    )
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"Chromium did not start within {SECONDS} s")
                 time.sleep(0.05)
@@ -152,7 +165,9 @@ def browser() -> Iterator[Browser]:
                 process.kill()
 
 
-INSPECT, OVERFLOW = (Path(__file__).with_name(name).read_text("utf-8") for name in ("inspect.js", "overflow.js"))
+INSPECT, OVERFLOW = (
+    Path(__file__).with_name(name).read_text("utf-8") for name in ("inspect.js", "overflow.js")
+)
 
 
 def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str, Any]]:
@@ -186,9 +201,15 @@ def from_events(events: list[dict[str, Any]], root: Path) -> Iterator[tuple[str,
                 yield "missing file", f"{url}: {params.get('errorText')}"
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            yield "console error", details.get("exception", {}).get("description") or details["text"]
+            yield (
+                "console error",
+                details.get("exception", {}).get("description") or details["text"],
+            )
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
-            yield "console error", " ".join(str(arg.get("value", arg.get("description"))) for arg in params["args"])
+            yield (
+                "console error",
+                " ".join(str(arg.get("value", arg.get("description"))) for arg in params["args"]),
+            )
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             entry = params["entry"]
             yield "console error", f"{entry['text']} {entry.get('url', '')}"
@@ -214,7 +235,9 @@ def broken_links(pages: dict[Path, dict[str, Any]], root: Path) -> Iterator[Prob
             path = inside(address, root)
             if path is None or not path.is_file():
                 yield Problem(name, "broken link", link)
-            elif fragment and path in pages and unquote(fragment) not in {*pages[path]["ids"], "top"}:
+            elif (
+                fragment and path in pages and unquote(fragment) not in {*pages[path]["ids"], "top"}
+            ):
                 yield Problem(name, "broken anchor", link)
 
 

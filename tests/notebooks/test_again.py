@@ -12,7 +12,9 @@ from tests.notebooks import again
 
 def notebook(*cells):
     """An executed notebook of (source, outputs) cells."""
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    book = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    )
     for count, (source, outputs) in enumerate(cells, 1):
         book.cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=outputs))
     return book
@@ -27,7 +29,8 @@ def shown(html):
     return nbformat.v4.new_output("display_data", data=data)
 
 
-DRAW = "from IPython.display import HTML, display\ndisplay(HTML('<figure><svg id=\"new\"><g/></svg>caption</figure>'))"
+DRAW = """from IPython.display import HTML, display
+display(HTML('<figure><svg id="new"><g/></svg>caption</figure>'))"""
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,10 @@ def test_never_executed_cells_are_refused(tmp_path):
     assert again.refuse(tmp_path, ["a"]) == []
     book.cells[0].execution_count = None
     nbformat.write(book, tmp_path / "a.ipynb")
-    assert again.refuse(tmp_path, ["a", "b"]) == [f"b: not in {tmp_path}", "a: cell 0 was never executed"]
+    assert again.refuse(tmp_path, ["a", "b"]) == [
+        f"b: not in {tmp_path}",
+        "a: cell 0 was never executed",
+    ]
 
 
 def test_command_refuses_before_comparing(tmp_path, monkeypatch, capsys):

