@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cdelta._extras import optional
+
 __all__ = ["ClaimError", "check", "claims", "read"]
 
 Number = float | int
@@ -153,8 +155,7 @@ def lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def _load(path: Path) -> dict[str, dict[str, Any]]:
-    import yaml  # only books need it
-
+    yaml = optional("yaml", "book")
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 

@@ -1,10 +1,13 @@
 """What is installed and what it needs: cdelta alone, without what only the book and the tests
 use."""
 
+import ast
+import email
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -58,39 +61,156 @@ print(len(names))
 
 
 def test_importing_cdelta_loads_nothing_that_was_not_asked_for():
-    code = "import sys, cdelta; print(sorted(name for name in sys.modules if name.split('.')[0] in ('jax', 'numpy')))"
+    heavy = ("jax", "numpy")
+    code = f"import sys, cdelta; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_wheel_holds_the_package_alone(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
+def canonical(requirement):
+    """A distribution's name, as it is compared."""
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def imported(path):
+    """The third-party modules that a file imports: by a statement, or by ``optional`` from an
+    extra."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names, extra = [], None
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("optional"):
+            name, extra = [*(argument.value for argument in node.args), "data"][:2]
+            names = [name]
+        for name in names:
+            module = name.split(".")[0]
+            if module != "cdelta" and module not in sys.stdlib_module_names:
+                yield module, extra
+
+
+def test_what_is_imported_is_declared():
+    distributions = metadata.packages_distributions()
+    own = {canonical(name) for name in PROJECT["dependencies"]}
+    extras = {
+        extra: {canonical(name) for name in names}
+        for extra, names in PROJECT["optional-dependencies"].items()
+    }
+    undeclared, seen = [], set()
+    for path in sorted((ROOT / "cdelta").rglob("*.py")):
+        for module, extra in imported(path):
+            # a module that this environment lacks goes by its own name
+            providers = {canonical(name) for name in distributions.get(module, [module])}
+            # figures are the book's
+            drawn = extras["book"] if "figures" in path.parts or path.stem == "figures" else set()
+            declared = extras[extra] if extra else own | drawn
+            seen.add(module)
+            if not providers & declared:
+                undeclared.append((str(path.relative_to(ROOT)), module))
+    assert undeclared == []
+    assert {"jax", "equinox", "yaml", "matplotlib"} <= seen
+
+
+def exported():
+    """The names of cdelta as an editor sees them: of each the module that it comes from."""
+    tree = ast.parse((ROOT / "cdelta" / "__init__.py").read_text("utf-8"))
+    (block,) = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
-    source = tmp_path / "source"
+    return {alias.asname: statement.module for statement in block.body for alias in statement.names}
+
+
+def test_editors_see_the_names_that_load_on_first_use():
+    import cdelta
+
+    modules = dict.fromkeys(cdelta._SUBMODULES, "cdelta")
+    classes = {name: f"cdelta.{module}" for name, module in cdelta._EXPORTS.items()}
+    assert exported() == modules | classes
+
+
+def test_a_type_checker_finds_misspelt_names_and_wrong_arguments(tmp_path):
+    """Only cdelta's own annotations are read: those of jax would take a minute."""
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nfollow_imports = skip\nignore_missing_imports = True\n"
+        "[mypy-cdelta.*]\nfollow_imports = silent\n"
+    )
+    (tmp_path / "user.py").write_text(
+        "import cdelta\n"
+        "cdelta.dependnce\n"
+        "cdelta.Flow(3)\n"
+        "flow = cdelta.Flow(lambda t, x: -x, solver='heun', steps=20)\n"
+        "reveal_type(flow)\n"
+        "cdelta.dependence.wiggle_moment\n"
+        "cdelta.figures\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "user.py"]
+    env = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    *said, _ = done.stdout.splitlines()
+    assert len(said) == 3, done.stdout + done.stderr
+    assert said[0].startswith("user.py:2: error:") and '"dependnce"' in said[0]
+    assert said[1].startswith("user.py:3: error:") and 'incompatible type "int"' in said[1]
+    assert said[2].endswith('note: Revealed type is "cdelta.flow.Flow"')
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What is committed, and the names of its files."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("what is committed is known in a git clone only")
+    source = tmp_path_factory.mktemp("clone") / "source"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
-    done = subprocess.run(
-        [*command, str(source)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PIP_NO_INPUT": "1"},
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=source, capture_output=True, text=True, check=True
     )
+    return source, set(listed.stdout.split())
+
+
+def build(kind, source, out):
+    """The archive that setuptools makes of a folder."""
+    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    tracked = subprocess.run(
-        ["git", "ls-files", "cdelta"], cwd=source, capture_output=True, text=True, check=True
-    )
-    assert {name for name in names if ".dist-info/" not in name} == set(tracked.stdout.split())
+    (archive,) = out.iterdir()
+    return archive
+
+
+def test_wheel_holds_the_package_alone_and_says_what_it_is(clone, tmp_path):
+    source, tracked = clone
+    wheel = zipfile.ZipFile(build("wheel", source, tmp_path))
+    names = wheel.namelist()
+    package = {name for name in tracked if name.startswith("cdelta/")}
+    assert {name for name in names if ".dist-info/" not in name} == package
     assert any(name.endswith("LICENSE") for name in names)
+    (told,) = [name for name in names if name.endswith("METADATA")]
+    about = email.message_from_bytes(wheel.read(told))
+    assert about.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2602.02793"]
+    assert about["Author"] == "the cdelta developers" and about["License-Expression"] == "MIT"
+    assert about["Keywords"] and "Typing :: Typed" in about.get_all("Classifier")
+    # the README, where a relative address leads nowhere
+    description = about.get_payload()
+    assert "## The estimators in ten lines" in description
+    links = re.findall(r"\]\(([^)]*)\)", description)
+    assert links and all(link.startswith("https://") for link in links)
+
+
+def test_source_distribution_is_the_repository_and_runs_its_tests(clone, tmp_path):
+    source, tracked = clone
+    archive = tarfile.open(build("sdist", source, tmp_path))
+    names = {name.partition("/")[2] for name in archive.getnames() if "." in name or "/" in name}
+    files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    assert tracked <= names
+    made = {name for name in files - tracked if ".egg-info/" not in name}
+    assert made <= {"PKG-INFO", "setup.cfg"}
+    archive.extractall(tmp_path / "unpacked", filter="data")
+    (root,) = (tmp_path / "unpacked").iterdir()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    tests = ["tests/test_ledger.py", "tests/notebooks/test_pairs.py"]
+    done = subprocess.run([*command, *tests], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_requirements_lock_what_the_project_names():

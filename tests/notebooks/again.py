@@ -39,16 +39,17 @@ def refuse(folder: Path, chapters: list[str]) -> list[str]:
     return reasons
 
 
-def compare(paths: list[Path], jobs: int, env: dict[str, str]) -> int:
+def compare(paths: list[Path], jobs: int, env: dict[str, str], *options: str) -> int:
     """nbval's exit code: 0 when every output agrees."""
+    paths = [path.resolve() for path in paths]
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
     command += ["-p", "no:cacheprovider", "--nbval-kernel-startup-timeout", "300"]
     command += ["--nbval-sanitize-with", str(Path(__file__).with_name("sanitize.cfg"))]
     # A test's name is its path below the root: outside of that, notebooks would have one name,
     # and xdist would give all of them to one process.
-    command += ["--rootdir", os.path.commonpath([path.parent.resolve() for path in paths])]
+    command += ["--rootdir", os.path.commonpath([path.parent for path in paths])]
     command += ["-n", str(jobs), "--dist", "loadfile", "--no-loadscope-reorder"] if jobs > 1 else []
-    return subprocess.run([*command, *map(str, paths)], cwd=ROOT, env=env).returncode
+    return subprocess.run([*command, *options, *map(str, paths)], cwd=ROOT, env=env).returncode
 
 
 def main() -> int:

@@ -51,6 +51,14 @@ def test_second_run(tmp_path, cells, agrees):
     assert (again.compare([path], 1, dict(os.environ)) == 0) is agrees
 
 
+def test_notebooks_outside_the_tree_have_a_name_each(tmp_path, capfd):
+    paths = [tmp_path / "a.ipynb", tmp_path / "b.ipynb"]
+    for path in paths:
+        nbformat.write(notebook(("x = 1", [])), path)
+    assert again.compare(paths, 1, dict(os.environ), "--collect-only") == 0
+    assert capfd.readouterr().out.splitlines()[:2] == ["a.ipynb::Cell 0", "b.ipynb::Cell 0"]
+
+
 def test_never_executed_cells_are_refused(tmp_path):
     book = notebook(("x = 1", []), ("", []))
     book.cells[1].execution_count = None  # an empty cell has nothing to execute

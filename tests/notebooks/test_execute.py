@@ -38,7 +38,8 @@ def make_root(folder, **notebooks):
     for name in ("notebooks", "book", "cdelta"):
         (folder / name).mkdir()
     (folder / "cdelta" / "__init__.py").write_text("")
-    shutil.copy(ROOT / "cdelta" / "ledger.py", folder / "cdelta")
+    for name in ("ledger.py", "_extras.py"):
+        shutil.copy(ROOT / "cdelta" / name, folder / "cdelta")
     (folder / "requirements.txt").write_text("jax==1\n")
     (folder / "book" / "claims.yml").write_text("T1: {statement: one}\n")
     files = "".join(f"  - file: book/executed/{name}\n" for name in notebooks)
