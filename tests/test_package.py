@@ -208,7 +208,7 @@ def test_source_distribution_is_the_repository_and_runs_its_tests(clone, tmp_pat
     archive.extractall(tmp_path / "unpacked", filter="data")
     (root,) = (tmp_path / "unpacked").iterdir()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    tests = ["tests/test_ledger.py", "tests/notebooks/test_pairs.py"]
+    tests = ["tests/test_ledger.py", "tests/test_files.py"]
     done = subprocess.run([*command, *tests], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
