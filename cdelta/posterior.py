@@ -17,8 +17,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from cdelta import _check, mixture
-from cdelta import gaussian as _gaussian
+from cdelta import _check, gaussian as _gaussian, mixture
 from cdelta._pytree import pytree, unchecked
 from cdelta.gaussian import Gaussian, Time
 from cdelta.mixture import GaussianMixture
