@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
         ledger as ledger,
         linear as linear,
         mixture as mixture,
+        moment as moment,
         networks as networks,
         posterior as posterior,
         pretrained as pretrained,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
     from cdelta.flow import Flow as Flow
     from cdelta.gaussian import Gaussian as Gaussian
     from cdelta.mixture import GaussianMixture as GaussianMixture
+    from cdelta.moment import Moment as Moment
     from cdelta.posterior import Empirical as Empirical
 
 __version__ = "0.1.0"
