@@ -1,0 +1,33 @@
+"""Directed graphs in which no effect leads back to its cause: their order, or the cycle that
+forbids one."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def causal_order(weights: Float[np.ndarray, "n n"] | Bool[np.ndarray, "n n"]) -> tuple[int, ...]:
+    """The features of a graph from first cause to last effect, ``weights[i, j] != 0`` meaning that
+    j acts on i.
+
+    Takes away, again and again, the first feature whose causes are all gone. Raises ValueError
+    naming a cycle.
+    """
+    left, order = list(range(len(weights))), []
+    while left:
+        free = [i for i in left if not weights[i, left].any()]
+        if not free:
+            raise ValueError(
+                f"weights must be acyclic, got a cycle among features {_cycle(weights, left)}"
+            )
+        order.append(free[0])
+        left.remove(free[0])
+    return tuple(order)
+
+
+def _cycle(weights: np.ndarray, left: list[int]) -> list[int]:
+    """One cycle, cause before effect: each feature left has a cause that is left, so going back
+    must meet itself."""
+    path = [left[0]]
+    while path.count(path[-1]) == 1:
+        path.append(next(j for j in left if weights[path[-1], j]))
+    return path[path.index(path[-1]) : -1][::-1]

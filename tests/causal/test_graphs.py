@@ -1,0 +1,90 @@
+"""What conditioning and intervening say of three graphs (C6): by the covariance and by samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cdelta import causal
+
+FIRST, SECOND, THIRD = 0, 1, 2  # the i, j and k of C6
+
+
+def partial_correlation(cov, held):
+    """From the inverse covariance of the pair and the held feature, not from a Schur complement."""
+    precision = np.linalg.inv(np.asarray(cov)[np.ix_([FIRST, SECOND, held], [FIRST, SECOND, held])])
+    return -precision[0, 1] / np.sqrt(precision[0, 0] * precision[1, 1])
+
+
+def correlation(x, y):
+    """Of samples, with its z-score against no correlation (robust: no normality assumed)."""
+    products = (x - x.mean()) * (y - y.mean())
+    return products.mean() / (x.std() * y.std()), products.mean() / (
+        products.std() / np.sqrt(len(products))
+    )
+
+
+@pytest.mark.parametrize("graph", [causal.common_cause, causal.mediator])
+@pytest.mark.parametrize("effects", [(1.0, 1.0), (-0.7, 1.6)])
+def test_holding_a_common_cause_or_a_mediator_removes_the_correlation(graph, effects):
+    model = graph(*effects, noise=jnp.array([0.8, 1.1, 0.6]))
+    assert abs(model.cov[FIRST, SECOND]) > 0.2
+    assert abs(partial_correlation(model.cov, THIRD)) < 1e-14
+
+
+def test_a_direct_effect_survives_holding_the_mediator():
+    model = causal.mediator(0.9, 0.5, direct=0.4)
+    # the regression coefficient of j on i and k is the direct effect
+    both = np.asarray(model.cov)[np.ix_([FIRST, THIRD], [FIRST, THIRD])]
+    np.testing.assert_allclose(
+        np.linalg.solve(both, np.asarray(model.cov)[[FIRST, THIRD], SECOND])[0], 0.4, atol=1e-13
+    )
+
+
+def test_holding_a_collider_makes_a_correlation_and_do_does_not():
+    a, b = 0.9, -1.3
+    model = causal.collider(a, b)
+    assert model.cov[FIRST, SECOND] == 0
+    expected = -a * b / np.sqrt((a**2 + 1) * (b**2 + 1))  # i and j given k, unit noises
+    np.testing.assert_allclose(partial_correlation(model.cov, THIRD), expected, atol=1e-14)
+    done = model.do(THIRD, 0.7)
+    np.testing.assert_array_equal(done.cov[:2, :2], model.cov[:2, :2])
+
+
+@pytest.mark.parametrize(
+    ("graph", "seen", "held", "set_"),
+    [
+        (causal.common_cause, True, False, False),
+        (causal.mediator, True, False, False),
+        (causal.collider, False, True, False),
+    ],
+)
+def test_what_samples_show(graph, seen, held, set_):
+    """Correlation of i and j: as seen; with k in a narrow band (no formula); with k set."""
+    model, n = graph(), 400_000
+    x = np.asarray(model.sample(jax.random.key(3), n))
+    # so narrow that k's spread in it correlates i and j by less than 1e-3
+    band = x[np.abs(x[:, THIRD] - 0.5) < 0.05]
+    done = np.asarray(model.do(THIRD, 0.5).sample(jax.random.key(4), len(band)))
+    for rows, dependent in ((x, seen), (band, held), (done, set_)):
+        r, z = correlation(rows[:, FIRST], rows[:, SECOND])
+        assert (abs(z) > 20) if dependent else (abs(z) < 4), (r, z)
+    r, _ = correlation(band[:, FIRST], band[:, SECOND])
+    exact = partial_correlation(model.cov, THIRD)
+    assert abs(r - exact) < 4 * (1 - exact**2) / np.sqrt(len(band)) + 1e-3
+
+
+def test_a_mediator_and_a_common_cause_can_have_one_law():
+    """Nothing observed tells them apart: a mediator whose first feature has the variance that the
+    other graph gives."""
+    fork = causal.common_cause(0.8, 0.6)
+    back = 0.8 / (0.8**2 + 1)  # regression of k on i
+    chain = causal.mediator(
+        back, 0.6, noise=jnp.array([np.sqrt(0.8**2 + 1), 1.0, np.sqrt(1 - 0.8 * back)])
+    )
+    np.testing.assert_allclose(chain.cov, fork.cov, atol=1e-14)
+    # an intervention on i does
+    assert (
+        fork.do(FIRST, 1.0).mean[SECOND] == 0
+        and abs(chain.do(FIRST, 1.0).mean[SECOND] - back * 0.6) < 1e-14
+    )
