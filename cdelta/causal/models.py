@@ -139,8 +139,9 @@ class _Model:
         _check.finite("x", x)
         return x
 
-    def _label(self, features: Iterable[int], x: Array) -> dict[int | str, float]:
-        """The values of some features, for a message."""
+    def _values(self, chosen: np.ndarray, x: Array) -> dict[int | str, float]:
+        """Those of some features, for a message."""
+        features = np.flatnonzero(chosen).tolist()
         return {self.names[i] if self.names else i: float(x[i]) for i in features}
 
 
@@ -240,11 +241,8 @@ class LinearSCM(_Model):
         eps = float(jnp.finfo(x.dtype).eps)
         noise = self._rounded(partial(_linear_noises, eps=eps), x)
         if _check.concrete(noise) and np.isnan(np.asarray(noise)).any():
-            bad = np.flatnonzero(np.isnan(np.asarray(noise)))
-            raise ValueError(
-                "x must agree with the values that interventions have set,"
-                f" got {self._label(bad, x)}"
-            )
+            bad = self._values(np.isnan(np.asarray(noise)), x)
+            raise ValueError(f"x must agree with the values that interventions have set, got {bad}")
         return noise
 
     def _changed(self, place: int, change: Any) -> "LinearSCM":
@@ -284,7 +282,7 @@ def _linear_noises(model: LinearSCM, x: Array, eps: float) -> Array:
     own = x - model.weights @ x - model.shift
     free = model.noise > 0
     # half the digits: what was set may have been stored in less precision, not have changed
-    near = jnp.abs(own) <= eps**0.5 * (jnp.abs(x) + jnp.abs(model.shift))
+    near = jnp.abs(own) <= eps**0.5 * jnp.abs(x)
     kept = jnp.where(near, 0, jnp.nan)
     return jnp.where(free, own / jnp.where(free, model.noise, 1), kept)
 
@@ -384,13 +382,13 @@ class SCM(_Model):
 
     def _refuse(self, monotone: np.ndarray, attained: np.ndarray, x: Array) -> None:
         if not monotone.all():
-            bad = self._label(np.flatnonzero(~monotone), x)
+            bad = self._values(~monotone, x)
             raise ValueError(
                 "equations must be strictly increasing or strictly decreasing in their noise"
                 f" for abduction, but more than one noise may give {bad}"
             )
         if not attained.all():
-            bad = self._label(np.flatnonzero(~attained), x)
+            bad = self._values(~attained, x)
             raise ValueError(
                 "x must hold values that the equations can take, with noises below"
                 f" {NOISE_BOUND:g}, got {bad}"
@@ -457,8 +455,7 @@ def _implicit(
 
 @_implicit.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    *made_by, _, constant = primals
-    root = _implicit(*primals)
+    made_by, constant, root = primals[:3], primals[4], _implicit(*primals)
 
     def excess(equation: Equation, before: Mapping[str, Array], x: Array, e: Array) -> Array:
         return _evaluate(equation, before, e) - x
@@ -470,7 +467,7 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @jax.jit
 def _search(
-    equation: Equation, before: Mapping[str, Array], x: Array, eps: float
+    equation: Equation, before: Mapping[str, Array], x: Array, eps: ArrayLike
 ) -> tuple[Array, Array, Array, Array]:
     r"""The noise at which an equation has the value ``x``; is the equation constant in its noise;
     does it rise or fall strictly, as far as can be seen; does it give ``x`` back?
@@ -520,7 +517,7 @@ def _search(
     value, *beside = jax.vmap(of)(root + offsets * eps**0.5 * jnp.maximum(1, jnp.abs(root)))
     moved = jnp.abs(jnp.stack([beside[1] - beside[0], beside[3] - beside[2]]))
     sizes = jnp.abs(x) + jnp.abs(value)
-    half = jnp.where(constant, eps**0.5 * sizes, jnp.nanmax(moved))
+    half = jnp.where(constant, info.eps**0.5 * jnp.abs(x), jnp.nanmax(moved))
     parents = jnp.max(jnp.abs(jnp.stack([jnp.zeros_like(x), *before.values()])))
     near = jnp.abs(value - x) <= 8 * eps * (sizes + parents) + half
     within = jnp.abs(root) < NOISE_BOUND * (1 - 4 * info.eps)

@@ -1,13 +1,22 @@
 """Interventions and counterfactuals, in both kinds of model, against equations replaced by hand."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cdelta import causal
-from cdelta.causal import SCM, LinearSCM, Shift
+from cdelta.causal import SCM, Shift
 from tests.causal.examples import by_hand, curved, random_scm
+
+
+@pytest.fixture
+def model():
+    return curved()
+
+
+NOISE = np.array([0.4, -1.2, 0.7, 1.5])
 
 
 def test_do_is_the_surgery_on_the_graph():
@@ -37,9 +46,9 @@ def test_do_is_the_surgery_on_the_graph():
     np.testing.assert_allclose(effect, model.total_effects[:, target], atol=1e-13)
 
 
-def test_do_twice_and_refused_noise_after_it():
+def test_do_twice():
     model = causal.mediator(0.8, -1.2)
-    both = model.do(FIRST, 1.0).do(THIRD, 2.0)
+    both = model.do(0, 1.0).do(2, 2.0)
     np.testing.assert_allclose(both.mean, [1.0, -2.4, 2.0], atol=1e-13)
     np.testing.assert_allclose(both.noises(both(jnp.array([3.0, 4.0, 5.0]))), [0, 4, 0], atol=1e-13)
 
@@ -69,7 +78,7 @@ def test_counterfactual_is_the_model_run_again():
 
 
 def test_both_kinds_of_model_agree():
-    linear = causal.common_cause(0.7, -0.4, noise=jnp.array([0.5, 0.6, 1.3])).do(THIRD, 0.2)
+    linear = causal.common_cause(0.7, -0.4, noise=jnp.array([0.5, 0.6, 1.3])).do(2, 0.2)
     curved = SCM(
         {
             "k": lambda x, e: 1.3 * e,
@@ -78,7 +87,237 @@ def test_both_kinds_of_model_agree():
         }
     ).do("k", 0.2)
     noise = jnp.array([0.3, -1.0, 0.6])
-    order = np.array([THIRD, FIRST, SECOND])
+    order = np.array([2, 0, 1])
     np.testing.assert_allclose(curved(noise[order]), linear(noise)[order], atol=1e-14)
     x = linear(noise)
     np.testing.assert_allclose(curved.noises(x[order]), linear.noises(x)[order], atol=1e-13)
+
+
+# ---------------------------------------------------------------------- constant, shift or function
+
+
+def test_a_shift_keeps_causes_and_noise(model):
+    z, u, v, w = NOISE
+    a = np.sin(z) + (0.5 + 0.2 * z**2) * u + 0.7
+    b = z**2 - np.sinh(0.5 * v)
+    expected = [z, a, b, np.tanh(a) * b + w + 0.1 * w**3]
+    shifted = model.do("a", Shift(0.7))
+    np.testing.assert_allclose(shifted(NOISE), expected, atol=1e-13)
+    np.testing.assert_allclose(shifted.noises(jnp.array(expected)), NOISE, atol=1e-11)
+    linear = random_scm(8, 4)
+    k = linear.order[1]
+    moved = linear.do(k, Shift(0.7))
+    np.testing.assert_allclose(
+        moved.mean - linear.mean, 0.7 * linear.total_effects[:, k], atol=1e-13
+    )
+    np.testing.assert_array_equal(moved.cov, linear.cov)
+
+
+def test_a_function_replaces_an_equation_with_or_without_its_noise(model):
+    z, u, v, w = NOISE
+    b = z**2 - np.sinh(0.5 * v)
+    for function, a in (
+        (lambda x, e: x["z"] ** 2 + 3.0, z**2 + 3.0),
+        (lambda x, e: x["z"] ** 2 - 3.0 * e, z**2 - 3.0 * u),
+    ):
+        changed = model.do({"a": function})
+        expected = np.array([z, a, b, np.tanh(a) * b + w + 0.1 * w**3])
+        np.testing.assert_allclose(changed(NOISE), expected, atol=1e-13)
+        kept = NOISE if a != z**2 + 3.0 else NOISE * [1, 0, 1, 1]  # what it does not use is 0
+        np.testing.assert_allclose(changed.noises(expected), kept, atol=1e-11)
+        np.testing.assert_allclose(
+            model.counterfactual(by_hand(NOISE), {"a": function}), expected, atol=1e-10
+        )
+
+
+def test_several_at_once_are_one_after_the_other(model):
+    function = lambda x, e: x["z"] - e  # noqa: E731
+    at_once = model.do({"a": Shift(0.5), 2: 0.3, "c": function})
+    for order in ([0, 1, 2], [2, 0, 1]):
+        changed = model
+        for i in order:
+            changed = changed.do(*[("a", Shift(0.5)), ("b", 0.3), (3, function)][i])
+        np.testing.assert_array_equal(changed(NOISE), at_once(NOISE))
+    z, _, _, w = NOISE
+    expected = [z, by_hand(NOISE)[1] + 0.5, 0.3, z - w]
+    np.testing.assert_allclose(at_once(NOISE), expected, atol=1e-13)
+    linear = random_scm(9, 4)
+    noise = jnp.array(NOISE)
+    both = linear.do({2: Shift(0.5), np.int64(0): 0.3})
+    np.testing.assert_array_equal(both(noise), linear.do(0, 0.3).do(2, Shift(0.5))(noise))
+
+
+def test_an_intervention_on_an_intervened_model(model):
+    """A number forgets what was there, a shift is added to it."""
+    assert model.do("a", 2.0).do("a", 3.0)(NOISE)[1] == 3.0
+    assert model.do("a", 2.0).do("a", Shift(0.5))(NOISE)[1] == 2.5
+    assert model.do("a", Shift(0.5)).do("a", 2.0)(NOISE)[1] == 2.0
+    twice = model.do("a", Shift(0.5)).do("a", Shift(0.25))
+    np.testing.assert_allclose(twice(NOISE), model.do("a", Shift(0.75))(NOISE), atol=1e-14)
+    linear = random_scm(10, 3)
+    for changes in (
+        [2.0, 3.0],
+        [2.0, Shift(1.0)],
+        [Shift(0.5), 3.0],
+    ):
+        done = linear.do(1, changes[0]).do(1, changes[1])
+        np.testing.assert_allclose(done.mean, linear.do(1, 3.0).mean, atol=1e-13)
+        np.testing.assert_allclose(done.cov, linear.do(1, 3.0).cov, atol=1e-13)
+
+
+def test_no_intervention_changes_nothing(model):
+    np.testing.assert_array_equal(model.do({})(NOISE), model(NOISE))
+    np.testing.assert_allclose(model.counterfactual(model(NOISE), {}), model(NOISE), atol=1e-13)
+
+
+def test_counterfactual_of_several(model):
+    x = model(NOISE)
+    z, _, _, w = NOISE
+    expected = [z, 2.0, x[2] + 0.5, np.tanh(2.0) * (x[2] + 0.5) + w + 0.1 * w**3]
+    found = model.counterfactual(x, {"a": 2.0, "b": Shift(0.5)})
+    np.testing.assert_allclose(found, expected, atol=1e-11)
+    linear = random_scm(11, 4)
+    x = linear.sample(jax.random.key(0), 2)[1]
+    first, last = linear.order[0], linear.order[-1]
+    moved = x + linear.total_effects[:, first] * (2.5 - x[first])
+    moved = moved.at[last].add(0.5)
+    found = linear.counterfactual(x, {first: 2.5, last: Shift(0.5)})
+    np.testing.assert_allclose(found, moved, atol=1e-12)
+
+
+def test_what_was_set_must_be_what_was_seen(model):
+    """Abduction in an intervened model: a value that its equation cannot take is refused."""
+    done, linear = model.do("a", 2.0), random_scm(12, 3).do(1, 2.0)
+    for x, abduct in ((done(NOISE), done.noises), (linear(NOISE[:3]), linear.noises)):
+        assert abduct(x)[1] == 0
+        other = x.at[1].add(1e-3)
+        with pytest.raises(ValueError, match=r"x must .*\{('a'|1): 2\.001"):
+            abduct(other)
+        assert np.isnan(jax.jit(abduct)(other)[1])
+        assert abduct(x.astype(jnp.float32).astype(float))[1] == 0  # stored in less precision
+
+
+# -------------------------------------------------------------------- values are leaves of a pytree
+
+
+def test_values_are_swept_and_differentiated(model):
+    noise, values = jnp.array(NOISE), jnp.linspace(-1, 1, 5)
+    x = by_hand(NOISE)
+    for change in (lambda v: v, Shift):
+        swept = jax.vmap(lambda v, change=change: model.do("a", change(v))(noise))(values)
+        each = [model.do("a", change(float(v)))(noise) for v in values]
+        np.testing.assert_allclose(swept, each, atol=1e-14)
+        swept = jax.vmap(lambda v, change=change: model.counterfactual(x, {"a": change(v)}))(values)
+        np.testing.assert_allclose(swept, each, atol=1e-11)
+        last = lambda v, change=change: model.do({"a": change(v)})(noise)[3]  # noqa: E731
+        h = 1e-6
+        slope = (last(0.3 + h) - last(0.3 - h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(last)(0.3), slope, atol=1e-9)
+        np.testing.assert_allclose(jax.jit(jax.grad(last))(0.3), slope, atol=1e-9)
+
+
+def test_one_compilation_for_all_values():
+    traces = []
+
+    def equation(x, e):
+        traces.append(1)
+        return x["z"] + e
+
+    model = SCM({"z": lambda x, e: e, "y": equation})
+    run = jax.jit(lambda m, e: (traces.append(1), m(e))[1])
+    noise = jnp.array([0.3, 0.4])
+    for kind in (lambda v: v, Shift):
+        run(model.do("z", kind(0.0)), noise)
+        model.do("z", kind(0.0)).sample(jax.random.key(0), 3)
+        model.counterfactual(noise, "z", kind(0.0))
+        compiled = len(traces)
+        for value in (1.0, 2, np.float64(3.0), jnp.float64(4.0), jnp.asarray(5)):
+            changed = model.do("z", kind(value))
+            start = 0.3 if kind is Shift else 0.0
+            np.testing.assert_allclose(run(changed, noise), [start + value, start + value + 0.4])
+            changed.sample(jax.random.key(0), 3)
+            model.counterfactual(noise, "z", kind(value))
+        assert len(traces) == compiled
+
+
+def test_a_model_is_a_pytree_whose_leaves_are_its_numbers():
+    slope = jax.tree_util.Partial(lambda w, x, e: w * x["z"] + e, jnp.array(2.0))
+    model = SCM({"z": lambda x, e: e, "y": slope, "a": lambda x, e: x["y"]})
+    assert jax.tree.leaves(model) == [2.0]
+    changed = model.do({"z": 3.0, "a": Shift(5.0)})
+    assert jax.tree.leaves(changed) == [3.0, 2.0, 5.0]
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, changed)
+    assert doubled.names == ("z", "y", "a")  # the causal order, not the alphabet's
+    np.testing.assert_array_equal(doubled(jnp.array([0.0, 1.0, 0.0])), [6, 25, 35])
+    # a derivative in an equation's own array
+    gradient = jax.grad(lambda m: m(jnp.array([0.5, 1.0, 0.0]))[2])(model)
+    np.testing.assert_array_equal(jax.tree.leaves(gradient), [0.5])
+    found = jax.grad(lambda m: m.noises(jnp.array([0.5, 1.0, 1.0]))[1])(model)
+    np.testing.assert_allclose(jax.tree.leaves(found), [-0.5])
+    linear = jax.tree.map(lambda leaf: 2 * leaf, causal.mediator(0.5, 0.25).do(0, 3.0))
+    np.testing.assert_allclose(linear.mean, [6, 3, 6], atol=1e-14)
+
+
+def test_a_module_may_be_an_equation():
+    layer = eqx.nn.Linear(1, "scalar", key=jax.random.key(0))
+
+    class Additive(eqx.Module):
+        layer: eqx.nn.Linear
+
+        def __call__(self, x, e):
+            return self.layer(x["z"][None]) + 0.5 * e
+
+    model = SCM({"z": lambda x, e: e, "y": Additive(layer)})
+    noise = jnp.array([0.7, -0.2])
+    expected = layer.weight[0, 0] * 0.7 + layer.bias[0] - 0.1
+    np.testing.assert_allclose(model(noise)[1], expected, atol=1e-14)
+    np.testing.assert_allclose(model.noises(model(noise)), noise, atol=1e-12)
+    np.testing.assert_allclose(
+        model.counterfactual(model(noise), "z", 1.7)[1] - expected, layer.weight[0, 0], atol=1e-12
+    )
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("model", [causal.collider(), SCM({k: lambda x, e: e for k in "abc"})])
+def test_interventions_refused(unchecked, model):
+    x = jnp.zeros(3)
+    for index in (3, -1, 1.0, True, [0, 1], None):
+        with pytest.raises(ValueError, match=r"index must be an index in 0, …, 2, got"):
+            model.do(index, 0.0)
+        if not isinstance(index, list):
+            with pytest.raises(ValueError, match=r"index must be an index in 0, …, 2, got"):
+                model.counterfactual(x, {index: 0.0})
+    with pytest.raises(
+        ValueError, match=r"index must (name one of \('a', 'b', 'c'\)|be .*names), got 'k'"
+    ):
+        model.do({"k": 0.0})
+    with pytest.raises(ValueError, match="value must be finite"):
+        model.do(0, np.nan)
+    with pytest.raises(ValueError, match="value of 1 must be finite"):
+        model.do({0: 1.0, 1: np.inf})
+    with pytest.raises(
+        ValueError, match=r"value must have shape \(\); several are swept by jax.vmap, got \(2,\)"
+    ):
+        model.do(0, [1.0, 2.0])
+    with pytest.raises(ValueError, match="value of 0 must be an array of numbers, got str"):
+        model.do({0: "large"})
+    with pytest.raises(ValueError, match="amount must be finite"):
+        Shift(np.nan)
+    with pytest.raises(ValueError, match=r"amount must have shape \(\)"):
+        Shift(np.ones(3))
+    for arguments in ((0,), ({0: 1.0}, 2.0)):
+        with pytest.raises(ValueError, match="a feature and its value, or one mapping"):
+            model.do(*arguments)
+
+
+def test_the_same_feature_twice_refused(unchecked):
+    model = SCM({"a": lambda x, e: e, "b": lambda x, e: e})
+    with pytest.raises(ValueError, match="each feature once, got 1 again"):
+        model.do({"b": 0.0, "a": 1.0, 1: 0.0})
+
+
+def test_a_function_is_refused_in_a_linear_model(unchecked):
+    with pytest.raises(ValueError, match="number or a Shift in a LinearSCM, got a function: write"):
+        causal.mediator().do(0, lambda x, e: e)

@@ -1,4 +1,4 @@
-"""Structural models against sums over paths, Monte Carlo and equations solved by hand; abduction."""
+"""Structural models against sums over paths, samples and equations solved by hand; abduction."""
 
 import itertools
 
@@ -118,15 +118,9 @@ def test_linear_models_refused(unchecked, weights, noise, message):
 
 def test_calls_refused(unchecked):
     model = causal.collider()
-    for index in (3, -1, 1.0, True, "k"):
-        with pytest.raises(ValueError, match=r"index must hold feature indices in 0\.\.2"):
-            model.do(index, 0.0)
-    with pytest.raises(ValueError, match="value must be finite"):
-        model.do(0, np.nan)
-    with pytest.raises(ValueError, match=r"value must have shape \(\)"):
-        model.do(0, [1.0, 2.0])
-    with pytest.raises(ValueError, match="n must be positive"):
-        model.sample(jax.random.key(0), 0)
+    for n in (0, -3, 2.0, True):
+        with pytest.raises(ValueError, match="n must be a positive integer"):
+            model.sample(jax.random.key(0), n)
     with pytest.raises(ValueError, match=r"noise must have shape \(3,\)"):
         model(jnp.zeros(2))
     with pytest.raises(ValueError, match=r"x must have shape \(3,\)"):
@@ -138,13 +132,195 @@ def test_calls_refused(unchecked):
 def test_nonlinear_models_refused(unchecked):
     with pytest.raises(ValueError, match="at least one"):
         SCM({})
+    with pytest.raises(ValueError, match=r"functions f\(x, e\) by name, got 0:"):
+        SCM({0: lambda x, e: e})
+    with pytest.raises(ValueError, match=r"functions f\(x, e\) by name, got 'a': 1.0"):
+        SCM({"a": 1.0})
     late = SCM({"a": lambda x, e: x["b"] + e, "b": lambda x, e: e})
     with pytest.raises(ValueError, match="equation of 'a' asks for 'b'"):
         late(jnp.zeros(2))
     with pytest.raises(ValueError, match=r"the value of 'a' must have shape \(\)"):
         SCM({"a": lambda x, e: jnp.array([e, e])})(jnp.zeros(1))
-    positive = SCM({"a": lambda x, e: jnp.exp(e)})
-    with pytest.raises(ValueError, match=r"can take, got \{'a': -1.0\}"):
-        positive.noises(jnp.array([-1.0]))
-    with pytest.raises(ValueError, match="name one of"):
-        positive.do("b", 1.0)
+
+
+# ---------------------------------------------------------------------------------------- abduction
+
+ROOTS = {
+    "not defined everywhere": (lambda x, e: jnp.log(e + 10), 2.0, np.exp(2) - 10),
+    "not defined above": (lambda x, e: jnp.log(5 - e), 2.0, 5 - np.exp(2)),
+    "at the end of where it is defined": (lambda x, e: jnp.sqrt(e + 10), 0.0, -10.0),
+    "overflowing": (lambda x, e: jnp.exp(e**3), 2.0, np.log(2) ** (1 / 3)),
+    "decreasing": (lambda x, e: 3 - 2 * e - e**3, -0.375, 1.1586265),
+    "level at the root": (lambda x, e: (e - 1) ** 3, 0.0, 1.0),
+    "saturating": (lambda x, e: jnp.tanh(e), 0.99, np.arctanh(0.99)),
+    "flat elsewhere": (lambda x, e: jnp.maximum(e, 0), 1.5, 1.5),
+    "jumping elsewhere": (lambda x, e: e + jnp.sign(e), 2.5, 1.5),
+    "large": (lambda x, e: 1e6 * e, 1.3e6, 1.3),
+    "far away": (lambda x, e: 1e6 + e, 1e6 + 1.3125, 1.3125),  # a number of float32
+    "small": (lambda x, e: 1e-20 * e, 1.3e-20, 1.3),
+    "constant": (lambda x, e: 0.1, 0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("kind", ROOTS)
+def test_the_noise_of_an_equation(kind, dtype):
+    equation, value, noise = ROOTS[kind]
+    model = SCM({"y": equation})
+    x = jnp.array([value], dtype)
+    found = model.noises(x)
+    # a saturating equation forgets the noise: the rounding of x, over the slope of tanh there
+    atol = {"saturating": 1 / (1 - 0.99**2), "decreasing": 4}.get(kind, 1) * jnp.finfo(dtype).eps
+    if kind == "decreasing":
+        noise = np.roots([1, 0, 2, value - 3])
+        noise = float(noise[np.isreal(noise)][0].real)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, [noise], rtol=4 * jnp.finfo(dtype).eps, atol=2 * atol)
+    np.testing.assert_allclose(model(found), x, rtol=16 * jnp.finfo(dtype).eps, atol=4 * atol)
+
+
+MORE_THAN_ONE = {
+    "even": (lambda x, e: e**2, 1.0),
+    "periodic": (lambda x, e: jnp.sin(3 * e), 0.3),
+    "of a period that fits the integers": (lambda x, e: e + 0.5 * jnp.sin(2 * jnp.pi * e), 0.3),
+    "fine waves": (lambda x, e: e + 0.1 * jnp.sin(50 * e), 0.5),
+    "turning far out": (lambda x, e: e - e**3 / 1000, 0.5),
+    "a pole": (lambda x, e: 1 / e, 2.0),
+    "flat at x": (lambda x, e: jnp.maximum(e, 0), 0.0),
+    "a threshold": (lambda x, e: jnp.sign(e), 1.0),
+    "a dead zone": (lambda x, e: jnp.sign(e) * jnp.maximum(jnp.abs(e) - 0.5, 0), 0.0),
+    "saturated": (lambda x, e: jnp.tanh(e), 1.0),
+}
+NONE = {
+    "below the range": (lambda x, e: jnp.exp(e), -1.0),
+    "above the range, by rounding": (lambda x, e: jnp.tanh(e), 1 + 1e-6),
+    "where it is not defined": (lambda x, e: jnp.sqrt(e + 10), -1.0),
+    "beyond every normal number": (lambda x, e: e, 50.0),
+    "in a jump": (lambda x, e: e + jnp.sign(e), 0.5),
+    "not of a constant": (lambda x, e: 2.0, 2.001),
+    "nowhere defined": (lambda x, e: e * jnp.nan, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", [*MORE_THAN_ONE, *NONE])
+def test_noises_that_are_not_to_be_had(kind):
+    equation, value = {**MORE_THAN_ONE, **NONE}[kind]
+    model = SCM({"z": lambda x, e: 2 * e, "y": equation})
+    x = jnp.array([1.0, value], jnp.float32)
+    message = "strictly increasing or strictly" if kind in MORE_THAN_ONE else "the equations can"
+    with pytest.raises(ValueError, match=rf"{message}.*\{{'y': "):
+        model.noises(x)
+    # traced, nothing can be raised: the one feature is NaN, the other is right
+    np.testing.assert_array_equal(jax.vmap(model.noises)(x[None]), [[0.5, np.nan]])
+
+
+def test_abduction_has_the_derivatives_of_the_inverse():
+    """First and second, in x and through causes, against the inverse by hand; none of a
+    constant."""
+    model = SCM(
+        {
+            "z": lambda x, e: e,
+            "y": lambda x, e: jnp.exp(x["z"] + e),
+            "c": lambda x, e: 3.0,
+            "w": lambda x, e: x["y"] * x["z"] - e**3,
+        }
+    )
+    x = jnp.array([0.4, 2.0, 3.0, -1.0])
+
+    def inverse(x):
+        return jnp.stack([x[0], jnp.log(x[1]) - x[0], 0 * x[2], jnp.cbrt(x[0] * x[1] - x[3])])
+
+    for derivative in (jax.jacfwd, jax.jacrev, jax.hessian):
+        expected = derivative(inverse)(x)
+        np.testing.assert_allclose(derivative(model.noises)(x), expected, atol=1e-12)
+
+
+def test_nine_nodes_make_their_samples_again():
+    model, dtype = large_backdoor(), jnp.float32
+    noise = jax.random.normal(jax.random.key(1), (200, 9), dtype)
+    x = jax.vmap(model)(noise)
+    found = jax.vmap(model.noises)(x)
+    again = jax.vmap(model)(found)
+    tolerance = 64 * jnp.finfo(dtype).eps  # nine sums, and a quantile of slope up to 30
+    np.testing.assert_allclose(again, x, rtol=tolerance, atol=tolerance)
+
+
+def test_sampling_and_abduction_trace_each_equation_once():
+    traces = []
+
+    def equation(name, *causes):
+        def value(x, e):
+            traces.append(name)
+            return sum(x[cause] for cause in causes) + e
+
+        return value
+
+    model = SCM({"a": equation("a"), "b": equation("b", "a"), "c": equation("c", "a", "b")})
+    x = model.sample(jax.random.key(0), 5)
+    model.noises(x[0])
+    jax.vmap(model.noises)(x)
+    once = len(traces)
+    assert set(traces) == {"a", "b", "c"}
+    x = model.sample(jax.random.key(1), 5)
+    np.testing.assert_allclose(
+        model.noises(x[0]), [x[0, 0], x[0, 1] - x[0, 0], x[0, 2] - x[0, :2].sum()]
+    )
+    jax.vmap(model.noises)(x)
+    assert len(traces) == once
+
+
+# ---------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_linear_models_in_half_precision(dtype):
+    """What float64 makes of the same rounded numbers, rounded once."""
+    exact = random_scm(7, 4)
+    half = LinearSCM(*(leaf.astype(dtype) for leaf in (exact.weights, exact.noise, exact.shift)))
+    wide = LinearSCM(*(leaf.astype(float) for leaf in (half.weights, half.noise, half.shift)))
+    noise = jnp.array([0.5, -1.25, 0.75, 2.0], dtype)
+    for of in (
+        lambda model, cast: model.total_effects,
+        lambda model, cast: model.structural_map,
+        lambda model, cast: model.mean,
+        lambda model, cast: model.cov,
+        lambda model, cast: model(cast(noise)),
+        lambda model, cast: model.noises(cast(noise)),
+        lambda model, cast: model.do(1, 0.5).cov,
+        lambda model, cast: model.counterfactual(cast(noise), {1: 0.5, 2: causal.Shift(0.25)}),
+    ):
+        value = of(half, lambda x: x)
+        assert value.dtype == dtype
+        expected = np.asarray(of(wide, lambda x: x.astype(float)))
+        # two roundings at most: of noises, and of what they make
+        tolerance = 4 * float(jnp.finfo(dtype).eps)
+        scale = max(1, np.abs(expected).max())
+        np.testing.assert_allclose(np.asarray(value, float), expected, atol=tolerance * scale)
+    assert half.sample(jax.random.key(0), 3).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_abduction_in_half_precision(dtype):
+    model = curved().do("a", 0.1)
+    noise = jnp.array([0.4, 0.0, 0.75, 1.5], dtype)
+    found = model.noises(model(noise))
+    assert found.dtype == dtype
+    # of eight sums and products, each rounded
+    tolerance = 8 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(found, float), np.asarray(noise, float), atol=tolerance)
+
+
+def test_strict_promotion():
+    """Model and noises of different precision, where JAX is told to promote nothing by itself."""
+    linear, noise = causal.common_cause(0.7, -0.4), jnp.array([0.3, -1.0, 0.6], jnp.float32)
+    changes = {0: 0.5, 2: causal.Shift(0.25)}
+    expected = linear.do(changes)(noise)
+    with jax.numpy_dtype_promotion("strict"):
+        changed = linear.do(changes)
+        assert changed(noise).dtype == jnp.float64
+        np.testing.assert_array_equal(changed(noise), expected)
+        np.testing.assert_allclose(changed.noises(changed(noise)), [0, -1, 0.6], atol=1e-7)
+        LinearSCM(linear.weights, noise**2).sample(jax.random.key(0), 3)
+        found = curved().do(changes).noises(curved().do(changes)(jnp.ones(4, jnp.float32)))
+        assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, [0, 1, 1, 1], atol=1e-6)
