@@ -8,7 +8,7 @@ when the run is killed and started again.
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -422,15 +422,7 @@ def fit(
     steps, batch = _check.count("steps", steps), _check.count("batch", batch)
     chunk, every = _check.count("chunk", chunk), _check.count("every", every)
     ema = float(ema)
-    if not 0 <= ema < 1:
-        raise ValueError(f"ema must lie in [0, 1), got {ema}")
-    if every % chunk:
-        raise ValueError(
-            "every must be a multiple of chunk, or a resumed run would differ; got "
-            f"{every} and {chunk}"
-        )
-    if not isinstance(network, nnx.Module):
-        raise ValueError(f"network must be a flax nnx.Module, got {type(network).__name__}")
+    _check_settings(network, ema, chunk, every)
     optimizer = adamw(1e-3) if optimizer is None else optimizer
     sampler = data if callable(data) else None
     batch_at = None if callable(data) else _batch_at(data, key, batch)
@@ -447,23 +439,22 @@ def fit(
         sampler=sampler,
     )
 
-    def batches(done: int, length: int) -> PyTree:
-        parts = [batch_at(done + i) for i in range(length)] if batch_at else [None]
+    def batches(steps: Sequence[int]) -> PyTree:
+        parts = [batch_at(step) for step in steps] if batch_at else [None]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
 
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         store, losses = None, []
         if checkpoints is not None:
-            traced = _advance.trace(
-                state, batches=batches(0, chunk), length=chunk, **advance.keywords
-            )
+            # traced with the first batch over and over: a stream may have no chunk of them
+            some = {"batches": batches([0] * chunk), "length": chunk, **advance.keywords}
             identity = {
                 **{"batch": batch, "ema": ema, "chunk": chunk},
                 "key": np.asarray(jax.random.key_data(key)).tolist(),
                 **_looks_at_data(data, key),
                 **_looks_at_network(state, keys),
-                **_checkpoints.program(traced.jaxpr),
+                **_checkpoints.program(_advance.trace(state, **some).jaxpr),
             }
             seen = _looks_at_stream(data) if isinstance(data, Stream) else None
             store = stack.enter_context(_checkpoints.Store(checkpoints, identity, seen))
@@ -477,7 +468,7 @@ def fit(
         unread = None  # the losses of the chunk before: read while the next one is being computed
         while done < steps:
             length = min(chunk, steps - done)
-            state, new = advance(state, batches=batches(done, length), length=length)
+            state, new = advance(state, batches=batches(range(done, done + length)), length=length)
             if unread is not None:
                 losses.append(_finite(unread, done))
                 recent = np.concatenate(losses[-50:])[-50:].mean()
@@ -494,6 +485,18 @@ def fit(
     trained = nnx.merge(graph, weights, keys, state.rest)
     trained.eval()
     return Fit(trained, losses[0], time.monotonic() - start)
+
+
+def _check_settings(network: Any, ema: float, chunk: int, every: int) -> None:
+    if not isinstance(network, nnx.Module):
+        raise ValueError(f"network must be a flax nnx.Module, got {type(network).__name__}")
+    if not 0 <= ema < 1:
+        raise ValueError(f"ema must lie in [0, 1), got {ema}")
+    if every % chunk:
+        raise ValueError(
+            "every must be a multiple of chunk, or a resumed run would differ; got "
+            f"{every} and {chunk}"
+        )
 
 
 def _start(network: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[Any, Any, _State]:
