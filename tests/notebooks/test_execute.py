@@ -345,7 +345,9 @@ def test_a_folder_of_temporary_files_with_a_long_name(tmp_path):
 def test_sockets_are_files_where_their_names_are_short_enough(monkeypatch, tmp_path):
     monkeypatch.setattr(execute.tempfile, "tempdir", "/tmp")
     assert execute.socket_place() == "/tmp"
-    monkeypatch.setattr(execute.tempfile, "tempdir", str(tmp_path / ("é" * 50)))
+    long = tmp_path / ("é" * 50)  # 100 bytes
+    long.mkdir()
+    monkeypatch.setattr(execute.tempfile, "tempdir", str(long))
     assert execute.socket_place() == "/tmp"
     monkeypatch.setattr(execute.os, "access", lambda *_: False)
     assert execute.socket_place() is None
