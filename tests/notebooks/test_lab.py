@@ -75,7 +75,7 @@ def running(tmp_path_factory):
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, cwd=root, env=env, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (found := list((folder / "runtime").glob("jpserver-*.json"))):
             assert process.poll() is None and time.monotonic() < deadline, (
                 folder / "log"
