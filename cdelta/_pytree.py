@@ -1,11 +1,15 @@
-"""Frozen dataclasses as JAX pytrees."""
+"""Frozen dataclasses, and callables of any kind, as JAX pytrees."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cdelta import _reads
 
 T = TypeVar("T")
 
@@ -41,13 +45,69 @@ def unchecked(cls: type[T], *leaves: Any) -> T:
     return instance
 
 
-def as_pytree(function: Callable) -> Callable:
-    """The function itself when it is a pytree (jit then takes its arrays as arguments), else one
-    without leaves."""
-    if not jax.tree_util.all_leaves([function]):
+def as_pytree(function: Callable) -> "Traceable":
+    """Any callable as a pytree: its arrays and floats are leaves, everything else is static.
+
+    A function, a bound method or an object that is no pytree has no leaves. Static parts are
+    compared as in :mod:`cdelta._reads`: jit traces again once anything has changed that the
+    callable reads, as of the time of this call.
+    """
+    if isinstance(function, Traceable):
         return function
-    try:
-        hash(function)
-    except TypeError:
-        function = functools.partial(function)  # hashed by identity
-    return jax.tree_util.Partial(function)
+    leaves, structure = jax.tree.flatten(function)
+    static = [_TRACED if _traced(leaf) else leaf for leaf in leaves]
+    whole = Traceable([leaf for leaf in leaves if _traced(leaf)], Static(structure, static))
+    whole.function = function  # need not be put together again
+    return whole
+
+
+_TRACED = object()  # where a static list leaves room for an array
+
+
+def _traced(leaf: Any) -> bool:
+    if isinstance(leaf, np.generic):  # a NumPy integer is a size, as a Python one is
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return isinstance(leaf, float | complex | np.ndarray | jax.Array | jax.ShapeDtypeStruct)
+
+
+class Static:
+    """What of a callable is not traced: its structure, and leaves that are not arrays."""
+
+    def __init__(self, structure: Any, leaves: list):
+        self.structure, self.leaves = structure, leaves
+        self.key = _reads.key(structure, *leaves)
+        self._hash = hash(self.key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Static) and self._hash == other._hash and self.key == other.key
+
+
+class Traceable:
+    """A callable in two parts, ``leaves`` and what is ``static``; ``function`` is the whole."""
+
+    def __init__(self, leaves: Sequence[Any], static: Static):
+        self.leaves, self.static = tuple(leaves), static
+
+    @functools.cached_property
+    def function(self) -> Any:
+        rest = iter(self.leaves)
+        return self.static.structure.unflatten(
+            next(rest) if leaf is _TRACED else leaf for leaf in self.static.leaves
+        )
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def now(self) -> "Traceable":
+        """The same leaves, with what the callable reads by now."""
+        return Traceable(self.leaves, Static(self.static.structure, self.static.leaves))
+
+
+jax.tree_util.register_pytree_node(
+    Traceable,
+    lambda whole: (whole.leaves, whole.static),
+    lambda static, leaves: Traceable(leaves, static),
+)

@@ -7,20 +7,21 @@ reverse differentiation alike.
 """
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, ArrayLike, Float
 
-from cdelta import _check
-from cdelta._pytree import as_pytree
+from cdelta import _check, _precision, _reads
+from cdelta._pytree import Traceable, as_pytree
 
 
 class _Method(NamedTuple):
@@ -70,19 +71,36 @@ class Flow:
     by default the same) heun, midpoint and tsit5 choose their steps and ``steps`` is not used. The
     velocity is never asked beyond [0, 1], and euler and midpoint never ask at t = 1.
 
-    The object is a pytree (its leaves are the velocity's) and works under ``jit``, ``vmap``,
-    ``jvp`` and ``grad``. Reverse passes keep one state a step and compute the rest again, so their
-    memory does not grow with the steps beyond that. On a CPU the reverse of a convolution inside a
-    loop falls off XLA's fast path (10 times slower, or more); where the velocity has convolutions
+    The object is a pytree (its leaves are the velocity's arrays and floats, all else is static) and
+    works under ``jit``, ``vmap``, ``jvp`` and ``grad``. Any callable is a velocity: a function, a
+    method, a module of flax or equinox, a ``Partial``.
+
+    **What the velocity reads besides t and x may change between two calls.** Closures, globals,
+    defaults and attributes are looked at in each call (microseconds), and the flow is compiled
+    again when one has changed; arrays that are leaves change without that. Not seen are: what
+    happens inside a ``jit`` of yours around the flow or inside the velocity, which jax itself does
+    not trace again; state outside Python objects (files, ``os.environ``, the next draw of a
+    generator), and names looked up by string (``globals()["a"]``, ``getattr``); the inside of
+    installed packages, of their objects (a PyTorch module's weights) and of NumPy arrays of more
+    than 1 MiB changed in place; anything beyond 10 000 objects. There, make a new function. A
+    velocity that changes what it reads (appends to a list) is compiled in every call.
+
+    In half precision the state is kept in float32; the velocity is asked, and the result given, in
+    the dtype of x and the velocity.
+
+    Reverse passes keep one state a step and compute the rest again, so their memory does not grow
+    with the steps beyond that. On a CPU the reverse of a convolution inside a loop falls off XLA's
+    fast path (10 times slower, or more); where the velocity has convolutions
     the steps are therefore unrolled there, up to 128 evaluations, at the price of compilation.
     ``unroll`` says so explicitly. For their memory not to grow either, a ``jit`` of yours around a
     reverse pass needs the ``compiler_options`` named ``CPU_OPTIONS`` here (``cdelta.dependence``
     sets them).
 
-    Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity of
-    the wrong shape, for one that returns NaN or infinity (named with its t) and for an adaptive
-    solver that fails. Values can be looked at only outside ``jit`` and ``vmap``: inside, a NaN
-    passes through, and a failing adaptive solver raises at run time.
+    Raises ValueError for a solver, number of steps or grid that make no sense, for a velocity that
+    takes other arguments or returns another shape (saying how to adapt it), for one that returns
+    NaN or infinity (named with its t) and for an adaptive solver that fails. Values can be looked
+    at only outside ``jit`` and ``vmap``: inside, a NaN passes through, and a failing adaptive
+    solver gives NaN, in the samples where it fails and in their derivatives.
     """
 
     velocity: Callable[[Array, Array], Array]
@@ -106,32 +124,26 @@ class Flow:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.atol is not None and self.rtol is None:
-            raise ValueError(
-                "atol is given without rtol: give rtol as well to make the solver adaptive"
-            )
+            raise ValueError("atol is given without rtol: give rtol for an adaptive solver")
         if self.rtol is not None and self.solver not in _ADAPTIVE:
             raise ValueError(
-                f"rtol needs a solver that estimates its error ({', '.join(_ADAPTIVE)}), got {self.solver!r}"
+                f"rtol needs a solver that estimates its error ({', '.join(_ADAPTIVE)}), "
+                f"got {self.solver!r}"
             )
         for name in ("steps", "max_steps"):
             object.__setattr__(self, name, _check.count(name, getattr(self, name)))
         if self.times is not None:
             if self.rtol is not None:
                 raise ValueError(
-                    "times and rtol exclude each other: an adaptive solver chooses its own grid"
+                    "times and rtol exclude each other: an adaptive solver has no grid"
                 )
             times = np.asarray(self.times, dtype=np.float64)
-            if (
-                times.ndim != 1
-                or times.size < 2
-                or times[0] != 0
-                or times[-1] != 1
-                or not (np.diff(times) > 0).all()
-            ):
+            ends = times.ndim == 1 and times.size > 1 and times[0] == 0 and times[-1] == 1
+            if not (ends and (np.diff(times) > 0).all()):
                 raise ValueError(f"times must rise strictly from 0 to 1, got {times}")
             object.__setattr__(self, "times", tuple(times.tolist()))
             object.__setattr__(self, "steps", times.size - 1)
-        object.__setattr__(self, "velocity", as_pytree(self.velocity))
+        _refuse_swapped_names(self.velocity)
 
     @property
     def evaluations(self) -> int | None:
@@ -166,29 +178,27 @@ class Flow:
     def _run(self, x: Array, name: str, ts: Array | None = None, backward: bool = False) -> Array:
         _check.finite(name, x)
         result, failed = _solve(self, x, ts, backward=backward)
-        if self.rtol is not None:
-            message = (
-                f"the adaptive solver {self.solver!r} failed: rtol={self.rtol:g} was not reached within "
-                f"max_steps={self.max_steps}, or the velocity returned NaN or infinity"
+        if _check.concrete(failed) and failed:
+            raise ValueError(
+                f"the adaptive solver {self.solver!r} failed: rtol={self.rtol:g} was not reached "
+                f"within max_steps={self.max_steps}, or the velocity returned NaN or infinity"
             )
-            if not _check.concrete(failed):
-                return eqx.error_if(result, failed, message)
-            if failed:
-                raise ValueError(message)
-        elif _check.concrete(result) and not bool(jnp.isfinite(result).all()):
+        if self.rtol is None and _check.concrete(result) and not jnp.isfinite(result).all():
             self._name_failure(x, backward)
         return result
 
     def _name_failure(self, x: Array, backward: bool) -> None:
         """Solve again, step by step, to say where the velocity stopped being finite."""
+        velocity, x, _ = _prepared(self.velocity, x)
 
         def looked_at(t, state):
-            slope = self.velocity(t, state)
+            slope = velocity(t, state)
             bad = int((~jnp.isfinite(slope)).sum())
             if bad:
                 raise ValueError(
-                    f"velocity returned NaN or infinity at t = {float(t):.6g} ({bad} of {slope.size} entries; "
-                    f"the largest entry of x was {float(jnp.abs(state).max()):.3g})"
+                    f"velocity returned NaN or infinity at t = {float(t):.6g} ({bad} of "
+                    f"{slope.size} entries; the largest entry of x was "
+                    f"{float(jnp.abs(state).max()):.3g})"
                 )
             return slope
 
@@ -199,27 +209,36 @@ class Flow:
         )
 
 
-jax.tree_util.register_pytree_with_keys(
-    Flow,
-    lambda flow: (((jax.tree_util.GetAttrKey("velocity"), flow.velocity),), _settings(flow)),
-    lambda settings, children: _rebuild(settings, children[0]),
-)
+_SETTINGS = ("solver", "steps", "times", "rtol", "atol", "max_steps", "unroll")
 
 
-def _settings(flow: Flow) -> tuple:
-    return (flow.solver, flow.steps, flow.times, flow.rtol, flow.atol, flow.max_steps, flow.unroll)
+def _flatten(flow: Flow) -> tuple[tuple, tuple]:
+    """The velocity as a pytree, with what it reads by now; the settings."""
+    parts = getattr(flow, "_parts", None)
+    velocity = as_pytree(flow.velocity) if parts is None else parts.now()
+    return (velocity,), tuple(getattr(flow, name) for name in _SETTINGS)
 
 
-def _rebuild(settings: tuple, velocity: Any) -> Flow:
-    """A flow from its parts, unchecked: jax rebuilds pytrees from leaves that need not be
-    arrays."""
-    flow = object.__new__(Flow)
-    for name, value in zip(
-        ("solver", "steps", "times", "rtol", "atol", "max_steps", "unroll"), settings, strict=True
-    ):
+def _flatten_with_keys(flow: Flow) -> tuple[tuple, tuple]:
+    (velocity,), settings = _flatten(flow)
+    return ((jax.tree_util.GetAttrKey("velocity"), velocity),), settings
+
+
+def _unflatten(settings: tuple, children: tuple) -> Flow:
+    """A flow from its parts, unchecked: jax rebuilds pytrees from leaves that need not be arrays.
+
+    The parts are kept, because such leaves would be sorted into arrays and others anew.
+    """
+    flow, (velocity,) = object.__new__(Flow), children
+    parts = velocity if isinstance(velocity, Traceable) else None
+    for name, value in zip(_SETTINGS, settings, strict=True):
         object.__setattr__(flow, name, value)
-    object.__setattr__(flow, "velocity", velocity)
+    object.__setattr__(flow, "_parts", parts)
+    object.__setattr__(flow, "velocity", velocity if parts is None else parts.function)
     return flow
+
+
+jax.tree_util.register_pytree_with_keys(Flow, _flatten_with_keys, _unflatten, _flatten)
 
 
 def _grid(flow: Flow, dtype: Any, backward: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -249,19 +268,25 @@ def _step(velocity: Callable, method: _Method, x: Array, times: Array, dt: Array
 @functools.partial(jax.jit, static_argnames="backward")
 def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Array, Array]:
     """The end state, or the states at ``ts``, and whether the (adaptive) solver failed."""
-    x = _checked_state(flow.velocity, x)
-    if flow.rtol is not None:
-        return _solve_adaptive(flow, x, ts, backward)
+    velocity, x, dtype = _prepared(flow.velocity, x)
+    if flow.rtol is None:
+        states, failed = _solve_in_steps(flow, velocity, x, ts, backward), jnp.zeros((), bool)
+    else:
+        states, failed = _solve_adaptively(flow, velocity, x, ts, backward)
+    return states.astype(dtype), failed
+
+
+def _solve_in_steps(
+    flow: Flow, velocity: Callable, x: Array, ts: Array | None, backward: bool
+) -> Array:
     method = _METHODS[flow.solver]
     stages, dts = _grid(flow, x.dtype, backward)
     unroll = flow.unroll
     if unroll is None:
         slow_loop = jax.default_backend() == "cpu" and flow.evaluations <= _UNROLL_LIMIT
-        unroll = slow_loop and _has_convolution(
-            jax.make_jaxpr(flow.velocity)(stages[0, 0], x).jaxpr
-        )
+        unroll = slow_loop and _has_convolution(jax.make_jaxpr(velocity)(stages[0, 0], x).jaxpr)
     # in a loop nothing can be shared between a step and its second computation
-    step = jax.checkpoint(functools.partial(_step, flow.velocity, method), prevent_cse=bool(unroll))
+    step = jax.checkpoint(functools.partial(_step, velocity, method), prevent_cse=bool(unroll))
 
     def advance(x, now):
         return step(x, *now), (x if ts is not None else None)
@@ -272,7 +297,7 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
     else:
         end, states = jax.lax.scan(advance, x, (stages, dts), unroll=bool(unroll))
     if ts is None:
-        return end, jnp.zeros((), bool)
+        return end
 
     def state_at(t):
         k = jnp.clip(jnp.searchsorted(starts, t, side="right") - 1, 0)
@@ -280,24 +305,25 @@ def _solve(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Arra
         return step(states[k], jnp.clip(starts[k] + dt * jnp.asarray(method.c, x.dtype), 0, 1), dt)
 
     starts = jnp.asarray(stages[:, 0])
-    return jax.vmap(state_at)(ts.astype(x.dtype)), jnp.zeros((), bool)
+    return jax.vmap(state_at)(ts.astype(x.dtype))
 
 
-def _solve_adaptive(flow: Flow, x: Array, ts: Array | None, backward: bool) -> tuple[Array, Array]:
+def _solve_adaptively(
+    flow: Flow, velocity: Callable, x: Array, ts: Array | None, backward: bool
+) -> tuple[Array, Array]:
     # DirectAdjoint is the one of diffrax's adjoints that takes jvp and vjp (and their vmap) on one
     # object.
     order = None if ts is None else jnp.argsort(ts)
     start, end = (1.0, 0.0) if backward else (0.0, 1.0)
+    where = {"t1": True} if ts is None else {"ts": ts[order].astype(x.dtype)}
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, _: flow.velocity(jnp.asarray(t, x.dtype), x)),
+        diffrax.ODETerm(lambda t, x, _: velocity(jnp.asarray(t, x.dtype), x)),
         _ADAPTIVE[flow.solver](),
         t0=jnp.asarray(start, x.dtype),
         t1=jnp.asarray(end, x.dtype),
         dt0=None,
         y0=x,
-        saveat=diffrax.SaveAt(t1=True)
-        if ts is None
-        else diffrax.SaveAt(ts=ts[order].astype(x.dtype)),
+        saveat=diffrax.SaveAt(**where),
         stepsize_controller=diffrax.PIDController(
             flow.rtol, flow.rtol if flow.atol is None else flow.atol
         ),
@@ -305,23 +331,120 @@ def _solve_adaptive(flow: Flow, x: Array, ts: Array | None, backward: bool) -> t
         max_steps=flow.max_steps,
         throw=False,
     )
+    states = solution.ys
+    states = states[0] if ts is None else jnp.zeros_like(states).at[order].set(states)
     failed = solution.result != diffrax.RESULTS.successful
-    states = (
-        solution.ys[0] if ts is None else jnp.zeros_like(solution.ys).at[order].set(solution.ys)
-    )
-    return states, failed
+    # a factor, because that makes derivatives NaN too: jnp.where would give them the value 0
+    return states * jnp.where(failed, jnp.nan, 1).astype(x.dtype), failed
 
 
-def _checked_state(velocity: Callable, x: Array) -> Array:
-    """x in the precision of the velocity, which must return x's shape."""
+def _prepared(velocity: Callable, x: Array) -> tuple[Callable, Array, Any]:
+    """The velocity on states kept in at least single precision, x as such a state, and the dtype in
+    which the velocity is asked and the result is given."""
+    dtype = _precision.common(x.dtype, _checked_slope(velocity, x).dtype)
+    state = _precision.working(dtype)
+
+    def asked(t, x):
+        return velocity(_rounded(jnp.asarray(t), dtype), x.astype(dtype)).astype(state)
+
+    return asked, x.astype(state), dtype
+
+
+def _rounded(t: Array, dtype: Any) -> Array:
+    """t in another precision; what is less than 1 stays so, for velocities that end there."""
+    if t.dtype == dtype:
+        return t
+    rounded, below = t.astype(dtype), jnp.asarray(1 - jnp.finfo(dtype).epsneg, dtype)
+    return jnp.where((t < 1) & (rounded == 1), below, rounded)
+
+
+# How velocities of other conventions become (t, x) -> dx/dt of one sample, as it is advised and as
+# it is tried out.
+_CONVENTIONS = {
+    "lambda t, x: v(x, t)": lambda v: lambda t, x: v(x, t),
+    "lambda t, x: v(t[None], x)": lambda v: lambda t, x: v(t[None], x),
+    "lambda t, x: v(x, t[None])": lambda v: lambda t, x: v(x, t[None]),
+    "lambda t, x: v(t, x[None])[0]": lambda v: lambda t, x: v(t, x[None])[0],
+    "lambda t, x: v(x[None], t)[0]": lambda v: lambda t, x: v(x[None], t)[0],
+    "lambda t, x: v(t[None], x[None])[0]": lambda v: lambda t, x: v(t[None], x[None])[0],
+    "lambda t, x: v(x[None], t[None])[0]": lambda v: lambda t, x: v(x[None], t[None])[0],
+}
+_STATES = {"x", "xs", "xt", "x_t", "y", "z", "zt", "z_t", "state", "sample", "latent", "image"}
+_TIMES = {"t", "ts", "time", "times", "timestep", "timesteps", "s", "tau"}
+
+
+def _refuse_swapped_names(velocity: Callable) -> None:
+    """Refuse parameters named (x, t): where shapes broadcast, nothing else shows swapped roles."""
+    if isinstance(velocity, jax.stages.Wrapped):  # jitted, with the parameters of what it wraps
+        velocity = velocity.__wrapped__
+    try:  # not through other wrappers, which may have put the roles right
+        parameters = inspect.signature(velocity, follow_wrapped=False).parameters.values()
+    except (TypeError, ValueError):
+        return  # built in
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(names) >= 2 and names[0].lower() in _STATES and names[1].lower() in _TIMES:
+        raise ValueError(
+            f"velocity must take the time first, got parameters ({names[0]}, {names[1]}): "
+            "pass lambda t, x: v(x, t)"
+        )
+
+
+def _checked_slope(velocity: Callable, x: Array) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the velocity at x; refused, with advice, when it is none of one sample."""
     time = jax.ShapeDtypeStruct((), x.dtype)
-    out = jax.eval_shape(velocity, time, x)
+    expected = f"velocity must take a scalar t and one sample x of shape {x.shape}"
+    try:
+        out = jax.eval_shape(velocity, time, x)
+    except Exception as error:
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise ValueError(
+            f"{expected}; called so it raised {type(error).__name__}: {reason}. "
+            + _advice(velocity, time, x)
+        ) from error
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != x.shape:
         got = out.shape if isinstance(out, jax.ShapeDtypeStruct) else type(out).__name__
-        raise ValueError(f"velocity must return one array of x's shape {x.shape}, got {got}")
+        raise ValueError(
+            f"velocity must return one array of x's shape {x.shape}, got {got}; {expected}. "
+            + _advice(velocity, time, x)
+        )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise ValueError(f"velocity must return real floating-point numbers, got dtype {out.dtype}")
-    return x.astype(jnp.result_type(x.dtype, out.dtype))
+    return out
+
+
+def _advice(velocity: Callable, time: jax.ShapeDtypeStruct, x: Array) -> str:
+    """What to do with a velocity of another convention: the first that fits, of those known."""
+    training = _training_layers(velocity)
+    if training:
+        return f"{', '.join(training)} in training mode: call network.eval() first"
+    for text, adapted in _CONVENTIONS.items():
+        try:
+            out = jax.eval_shape(adapted(velocity), time, x)
+        except Exception:  # whatever it is, this convention is not the velocity's
+            continue
+        if isinstance(out, jax.ShapeDtypeStruct) and out.shape == x.shape:
+            return f"This one (v) fits as {text}"
+    return (
+        "For a velocity v of (x, t) pass lambda t, x: v(x, t), "
+        "for one of batches lambda t, x: v(t, x[None])[0]"
+    )
+
+
+def _training_layers(velocity: Callable) -> list[str]:
+    """Layers of flax that the velocity can reach and that behave as in training."""
+    nnx = sys.modules.get("flax.nnx")  # whoever has such a module has imported it
+    if nnx is None:
+        return []
+    networks = [value for value in _reads.objects(velocity) if isinstance(value, nnx.Module)]
+    layers = [layer for network in networks for _, layer in nnx.iter_modules(network)]
+    return sorted(
+        {
+            type(layer).__name__
+            for layer in layers
+            if getattr(layer, "use_running_average", None) is False
+            or getattr(layer, "deterministic", None) is False
+        }
+    )
 
 
 def _has_convolution(jaxpr: Any) -> bool:

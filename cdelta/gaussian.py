@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from cdelta import _check
+from cdelta._precision import common, one_dtype
 from cdelta._pytree import pytree
 
 Time = Shaped[ArrayLike, ""]
@@ -37,7 +38,7 @@ class Gaussian:
         if cov.ndim != 0:
             _check.shape("cov", cov, (mean.size, mean.size), f" to fit mean {mean.shape}")
         _check.spd("cov", cov if cov.ndim else cov[None, None])
-        dtype = jnp.result_type(mean, cov)
+        dtype = common(mean, cov)
         object.__setattr__(self, "mean", mean.astype(dtype))
         object.__setattr__(self, "covariance", cov.astype(dtype))
 
@@ -56,6 +57,7 @@ class Gaussian:
         return self.covariance.ndim == 0
 
     @property
+    @one_dtype
     def cov(self) -> Float[Array, "d d"]:
         """The covariance as a matrix."""
         return (
@@ -64,6 +66,7 @@ class Gaussian:
             else self.covariance
         )
 
+    @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws."""
         z = jax.random.normal(key, (n, self.dim), self.mean.dtype)
@@ -87,18 +90,21 @@ def _inputs(t, source: Gaussian, target: Gaussian, **points):
     return [_check.time(t).astype(dtype), *(array.astype(dtype) for array in arrays)]
 
 
+@one_dtype
 def mean_at(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, " d"]:
     r"""Mean of :math:`x_t`, :math:`m(t) = (1-t)\,m_0 + t\,m_1` (T3)."""
     (t,) = _inputs(t, source, target)
     return (1 - t) * source.mean + t * target.mean
 
 
+@one_dtype
 def cov_at(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     r"""Covariance of :math:`x_t`, :math:`S(t) = (1-t)^2 \Sigma_0 + t^2 \Sigma_1` (T3)."""
     (t,) = _inputs(t, source, target)
     return (1 - t) ** 2 * source.cov + t**2 * target.cov
 
 
+@one_dtype
 def conditional_mean(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
 ) -> Float[Array, " d"]:
@@ -116,6 +122,7 @@ def conditional_mean(
     )
 
 
+@one_dtype
 def velocity(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
 ) -> Float[Array, " d"]:
@@ -134,6 +141,7 @@ def velocity(
     return target.mean - source.mean + _covariance_rate(t, source, target) @ score
 
 
+@one_dtype
 def velocity_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     r"""Jacobian of the optimal velocity; it does not depend on x (T2, T3).
 
@@ -150,6 +158,7 @@ def _covariance_rate(t, source, target):
     return t * target.cov - (1 - t) * source.cov
 
 
+@one_dtype
 def flow_map(
     t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
 ) -> Float[Array, " d"]:
@@ -167,11 +176,13 @@ def flow_map(
     return mean_at(t, source, target) + flow_jacobian(t, source, target) @ (x0 - source.mean)
 
 
+@one_dtype
 def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     r"""Jacobian of the flow of the optimal velocity (C1).
 
     .. math:: Y(t) = P \operatorname{diag}\sqrt{(1-t)^2 + t^2 d_i}\; P^{-1}
-              \quad\text{where}\quad \Sigma_0 = P P^{\mathsf T},\; \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
+              \quad\text{where}\quad \Sigma_0 = P P^{\mathsf T},\;
+              \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
 
     It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves
     :math:`\dot Y = A(t)\,Y`. With the Cholesky factor :math:`\Sigma_0 = L L^{\mathsf T}` it reads
@@ -187,6 +198,7 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
     return solve_triangular(root, _spd_power(whitened, 0.5) @ root.T, lower=True, trans="T").T
 
 
+@one_dtype
 def transport_map(
     t: Time, x0: Float[ArrayLike, " d"], source: Gaussian, target: Gaussian
 ) -> Float[Array, " d"]:
@@ -204,11 +216,12 @@ def transport_map(
     return mean_at(t, source, target) + transport_jacobian(t, source, target) @ (x0 - source.mean)
 
 
+@one_dtype
 def transport_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     r"""Jacobian of the exponential path, :math:`e^{tL}` (T14).
 
-    .. math:: e^{L} = \Sigma_0^{-1/2} \bigl(\Sigma_0^{1/2} \Sigma_1 \Sigma_0^{1/2}\bigr)^{1/2} \Sigma_0^{-1/2},
-              \qquad e^{tL} = (e^L)^t
+    .. math:: e^{L} = \Sigma_0^{-1/2} \bigl(\Sigma_0^{1/2} \Sigma_1 \Sigma_0^{1/2}\bigr)^{1/2}
+              \Sigma_0^{-1/2}, \qquad e^{tL} = (e^L)^t
 
     :math:`e^L` is the one symmetric positive definite matrix with
     :math:`e^L \Sigma_0 e^L = \Sigma_1` (the optimal transport map); any square root of

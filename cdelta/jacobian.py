@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from cdelta import _check
+from cdelta import _check, _precision
 
 
 def finite_difference(
@@ -25,21 +25,36 @@ def finite_difference(
 
     .. math:: \frac{f(x_0 + \varepsilon z) - f(x_0)}{\varepsilon} = J(x_0)\,z + O(\varepsilon)
 
-    The mean of the results at ``eps`` and ``-eps`` is the central difference.
+    The mean of the results at ``eps`` and ``-eps`` is the central difference. A half-precision
+    ``x0`` has no points that near each other: f is asked in float32 then, the result is rounded.
 
     Shapes: ``probe`` as ``x0``, the result as ``f(x0)``; or ``[k, *shape]`` for k probes that share
-    f(x0), the result ``[k, ...]``. Raises ValueError when shapes disagree or ``eps`` is zero or not
-    finite.
+    f(x0), the result ``[k, ...]``. Raises ValueError when shapes disagree, ``eps`` is zero or not
+    finite, or f returns half precision, whose rounding drowns the difference at this ``eps``.
     """
     x0, probe = _point_and_probe(x0, probe)
     if _check.concrete(eps) and not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")
-    base, eps = f(x0), jnp.asarray(eps, x0.dtype)
+    dtype, work = x0.dtype, _precision.working(x0.dtype)
+    x0, probe, step = x0.astype(work), probe.astype(work), jnp.asarray(eps, work)
+    base = f(x0)
+    _refuse_drowned(base.dtype, eps)
 
     def quotient(z):
-        return (f(x0 + eps * z) - base) / eps
+        slope = (f(x0 + step * z) - base) / step.astype(base.dtype)
+        return slope if work == dtype else slope.astype(dtype)
 
     return quotient(probe) if probe.ndim == x0.ndim else jax.vmap(quotient)(probe)
+
+
+def _refuse_drowned(dtype, eps):
+    """Refuse differences of half precision: rounding / eps exceeds the error of order eps."""
+    half = jnp.issubdtype(dtype, jnp.floating) and _precision.working(dtype) != dtype
+    if half and _check.concrete(eps) and abs(eps) < (least := float(jnp.finfo(dtype).eps) ** 0.5):
+        raise ValueError(
+            f"eps = {eps:g} is drowned by the rounding of f's values, which are {dtype}: take eps "
+            f"of {least:.2g} or more, f in float32, or jvp, which needs no eps"
+        )
 
 
 def jvp(

@@ -6,14 +6,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from cdelta import _check
+from cdelta._precision import one_dtype
 
 
+@one_dtype
 def conditional_mean(
     t: Shaped[ArrayLike, ""], x: Float[ArrayLike, " n"], matrix: Float[ArrayLike, "n d"]
 ) -> Float[Array, " n"]:
     r"""Posterior mean of :math:`x_1 = A \tilde z` given :math:`x_t = (1-t) z + t x_1 = x` (T1).
 
-    .. math:: E[x_1 \mid x_t = x] = t A A^{\mathsf T} \bigl((1-t)^2 I + t^2 A A^{\mathsf T}\bigr)^{-1} x
+    .. math:: E[x_1 \mid x_t = x]
+              = t A A^{\mathsf T} \bigl((1-t)^2 I + t^2 A A^{\mathsf T}\bigr)^{-1} x
 
     Both :math:`z` and :math:`\tilde z` are standard normal and independent. In the left singular
     vectors of ``A`` the matrix is diagonal, with gains :math:`t s^2 / ((1-t)^2 + t^2 s^2)`; so
@@ -39,6 +42,7 @@ def conditional_mean(
     return left @ (gain * (left.T @ x))
 
 
+@one_dtype
 def probe_covariance(held: Float[ArrayLike, "k d"] | Float[ArrayLike, " d"]) -> Float[Array, "d d"]:
     r"""Covariance of a standard normal probe :math:`v` given :math:`B v = 0` (T17).
 

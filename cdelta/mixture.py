@@ -20,6 +20,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check
+from cdelta._precision import common, one_dtype, working
 from cdelta._pytree import pytree
 from cdelta.gaussian import Gaussian, Time
 
@@ -51,14 +52,15 @@ class GaussianMixture:
         _check.finite("means", means)
         _check.spd("covs", covs)
         if _check.concrete(weights):
-            if (np.asarray(weights) < 0).any():
-                raise ValueError(f"weights must not be negative, got {np.asarray(weights)}")
-            if abs(float(weights.sum()) - 1) > 1e-5:
-                raise ValueError(
-                    f"weights must sum to one, got a sum of {float(weights.sum()):.6g}"
-                )
-        dtype = jnp.result_type(weights, means, covs)
-        object.__setattr__(self, "weights", weights.astype(dtype) / weights.astype(dtype).sum())
+            values = np.asarray(weights, dtype=np.float64)
+            if (values < 0).any():
+                raise ValueError(f"weights must not be negative, got {values}")
+            # each was rounded by half of eps at most
+            if abs(values.sum() - 1) > max(1e-5, float(jnp.finfo(weights.dtype).eps)):
+                raise ValueError(f"weights must sum to one, got a sum of {values.sum():.6g}")
+        dtype = common(weights, means, covs)
+        weights = weights.astype(working(dtype))
+        object.__setattr__(self, "weights", (weights / weights.sum()).astype(dtype))
         object.__setattr__(self, "means", means.astype(dtype))
         object.__setattr__(self, "covs", covs.astype(dtype))
 
@@ -67,10 +69,12 @@ class GaussianMixture:
         return self.means.shape[-1]
 
     @property
+    @one_dtype
     def mean(self) -> Float[Array, " d"]:
         return self.weights @ self.means
 
     @property
+    @one_dtype
     def cov(self) -> Float[Array, "d d"]:
         """Covariance: mean of the covariances plus covariance of the means."""
         centred = self.means - self.mean
@@ -78,6 +82,7 @@ class GaussianMixture:
             "k,kij->ij", self.weights, self.covs + centred[:, :, None] * centred[:, None, :]
         )
 
+    @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws."""
         key_label, key_noise = jax.random.split(key)
@@ -146,6 +151,7 @@ def _inputs(t, source, target, **points):
     return [_check.time(t).astype(dtype), *(array.astype(dtype) for array in arrays)]
 
 
+@one_dtype
 def log_density(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
 ) -> Float[Array, ""]:
@@ -161,6 +167,7 @@ def log_density(
     return logsumexp(_components(t, x, source, target).log_joint)
 
 
+@one_dtype
 def responsibilities(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
 ) -> Float[Array, " K"]:
@@ -174,12 +181,14 @@ def responsibilities(
     return _components(t, x, source, target).responsibilities
 
 
+@one_dtype
 def responsibility_gradients(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
 ) -> Float[Array, "K d"]:
     r"""Gradients of the responsibilities with respect to x (T7).
 
-    .. math:: \nabla \gamma_k = \gamma_k \Bigl( S_k^{-1}(m_k - x) - \sum_j \gamma_j S_j^{-1}(m_j - x) \Bigr)
+    .. math:: \nabla \gamma_k
+              = \gamma_k \Bigl( S_k^{-1}(m_k - x) - \sum_j \gamma_j S_j^{-1}(m_j - x) \Bigr)
 
     Shapes: ``x`` ``[d]``, the result ``[K, d]``. Raises ValueError when ``x`` does not fit or ``t``
     leaves [0, 1].
@@ -188,6 +197,7 @@ def responsibility_gradients(
     return parts.responsibilities[:, None] * parts.score_differences
 
 
+@one_dtype
 def velocity(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
 ) -> Float[Array, " d"]:
@@ -203,6 +213,7 @@ def velocity(
     return parts.responsibilities @ parts.velocities
 
 
+@one_dtype
 def velocity_jacobian(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
 ) -> Float[Array, "d d"]:
@@ -225,6 +236,7 @@ def velocity_jacobian(
     return blend + jnp.einsum("k,ki,kj->ij", gamma, differences, parts.score_differences)
 
 
+@one_dtype
 def velocity_jvp(
     t: Time,
     x: Float[ArrayLike, " d"],
@@ -249,6 +261,7 @@ def velocity_jvp(
     return gamma @ (through_x + through_label)
 
 
+@one_dtype
 def component_jacobians(
     t: Time, source: Gaussian, target: GaussianMixture
 ) -> Float[Array, "K d d"]:
@@ -270,6 +283,7 @@ def _affine_jacobians(parts: _Components):
     return jnp.swapaxes(parts.solve(parts.rates), 1, 2)
 
 
+@one_dtype
 def affinity_bound(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture, component: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -279,7 +293,8 @@ def affinity_bound(
     :math:`\bar s = \sum_k \gamma_k s_k`,
 
     .. math:: \lVert v - v_k \rVert &\le \sum_{j \ne k} \gamma_j \lVert v_j - v_k \rVert \\
-              \lVert \nabla v - A_k \rVert_F &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
+              \lVert \nabla v - A_k \rVert_F
+              &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
               + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
 
     Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from cdelta import _check
+from cdelta import _check, _precision
 
 Time = Shaped[ArrayLike, ""]
 BATCH = "batch"  # the name of the axis over which batch normalisation averages while training
@@ -43,8 +43,9 @@ def time_features(t: Time, width: int, highest: float = 1e4) -> Float[Array, " w
         raise ValueError(f"width must be even and at least 4, got {width}")
     exponents = 1 - np.arange(width // 2) / (width // 2 - 1)
     t = _check.time(t)
-    angles = t * jnp.asarray(highest**exponents, dtype=t.dtype)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+    precise = t.astype(_precision.working(t.dtype))  # rounded to half, 1e4 t is any angle
+    angles = precise * jnp.asarray(highest**exponents, dtype=precise.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]).astype(t.dtype)
 
 
 class VelocityFromTarget(nnx.Module):
@@ -118,7 +119,7 @@ class MLP(nnx.Module):
         h = self.x_in(x.reshape(-1)) + embedded
         for layer in self.hidden:
             h = nnx.silu(layer(h))
-        return self.out(h).reshape(x.shape)
+        return self.out(h).reshape(x.shape).astype(x.dtype)
 
 
 class UNet(nnx.Module):
@@ -154,7 +155,8 @@ class UNet(nnx.Module):
             raise ValueError(f"patch must divide the image's sides {self.shape[:2]}, got {patch}")
         if len(channels) < 2 or min(channels) < 1 or blocks < 1:
             raise ValueError(
-                f"channels must be two or more positive numbers, got {channels}; blocks 1 or more: {blocks}"
+                f"channels must be two or more positive numbers, got {channels}; "
+                f"blocks must be 1 or more, got {blocks}"
             )
         self.patch, self.time, self.highest, self.residual = patch, time, highest, residual
         inner = patch**2 * _channels(self.shape)
@@ -225,7 +227,7 @@ class UNet(nnx.Module):
                 h = block(h, embedded)
         if self.residual:
             h = nnx.silu(self.norm(h))
-        return depth_to_space(self.out(h), self.patch).reshape(x.shape)
+        return depth_to_space(self.out(h), self.patch).reshape(x.shape).astype(x.dtype)
 
 
 class PlainBlock(nnx.Module):
@@ -330,7 +332,8 @@ class Classifier(nnx.Module):
             raise ValueError(f"patch must divide the image's sides {self.shape[:2]}, got {patch}")
         if outputs < 1 or len(channels) != len(depths) or min(*channels, *depths) < 1:
             raise ValueError(
-                f"outputs, channels and depths must be positive, got {outputs}, {channels}, {depths}"
+                "outputs, channels and depths must be positive, "
+                f"got {outputs}, {channels}, {depths}"
             )
         self.patch, self.bottleneck = patch, bottleneck
         inner = patch**2 * _channels(self.shape)
@@ -369,7 +372,7 @@ class Classifier(nnx.Module):
             h = block(h)
         if not self.bottleneck:
             h = nnx.silu(self.norm(h))
-        return self.out(h.mean((0, 1, 2)))
+        return self.out(h.mean((0, 1, 2))).astype(x.dtype)
 
 
 def space_to_depth(x: Float[Array, "1 h w c"], patch: int) -> Float[Array, "1 i j k"]:

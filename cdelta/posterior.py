@@ -3,7 +3,8 @@ r"""Any target: the velocity's Jacobian is the posterior covariance of the targe
 For a Gaussian source :math:`N(m_0, \Sigma_0)` and any target law,
 
 .. math:: v(t, x) = \frac{E[x_1 \mid x_t = x] - x}{1 - t}, \qquad
-          \nabla v(t, x) = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1} - \frac{I}{1-t}
+          \nabla v(t, x) = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1}
+          - \frac{I}{1-t}
 
 The target may be a Gaussian, a mixture, or a finite dataset, whose posterior is a softmax over its
 points. All three stay finite at :math:`t = 1`, where the formulas above read 0/0.
@@ -18,6 +19,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check, gaussian as _gaussian, mixture
+from cdelta._precision import one_dtype
 from cdelta._pytree import pytree, unchecked
 from cdelta.gaussian import Gaussian, Time
 from cdelta.mixture import GaussianMixture
@@ -36,10 +38,8 @@ class Empirical:
     bandwidth: Float[Array, ""]
 
     def __init__(self, points: ArrayLike, bandwidth: ArrayLike = 0.0):
-        points, bandwidth = (
-            _check.as_float("points", points),
-            _check.as_float("bandwidth", bandwidth),
-        )
+        points = _check.as_float("points", points)
+        bandwidth = _check.as_float("bandwidth", bandwidth)
         if points.ndim < 2 or points.size == 0:
             raise ValueError(f"points must have shape (n, ...) with n >= 1, got {points.shape}")
         _check.finite("points", points)
@@ -64,10 +64,12 @@ class Empirical:
         return int(np.prod(self.shape))
 
     @property
+    @one_dtype
     def mean(self) -> Float[Array, "..."]:
         return self.points.mean(0)
 
     @property
+    @one_dtype
     def cov(self) -> Float[Array, "d d"]:
         """Covariance of the flattened points, widened by the bandwidth."""
         centred = self.flat - self.flat.mean(0)
@@ -75,6 +77,7 @@ class Empirical:
             self.dim, dtype=self.points.dtype
         )
 
+    @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n ..."]:
         """``n`` independent draws: a point each, moved by the bandwidth's noise."""
         key_point, key_noise = jax.random.split(key)
@@ -85,6 +88,7 @@ class Empirical:
 Target = Gaussian | GaussianMixture | Empirical
 
 
+@one_dtype
 def mean(
     t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
 ) -> Float[Array, "..."]:
@@ -102,13 +106,15 @@ def mean(
     return parts.responsibilities @ _component_means(t, parts, target)
 
 
+@one_dtype
 def cov(
     t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
 ) -> Float[Array, "d d"]:
     r"""Posterior covariance :math:`\operatorname{Cov}[x_1 \mid x_t = x]`, within the components and
     between them (C5).
 
-    .. math:: \operatorname{Cov}[x_1 \mid x_t = x] = \sum_k \gamma_k \Bigl( (1-t)^2\, \Sigma_k S_k^{-1} \Sigma_0
+    .. math:: \operatorname{Cov}[x_1 \mid x_t = x]
+              = \sum_k \gamma_k \Bigl( (1-t)^2\, \Sigma_k S_k^{-1} \Sigma_0
               + (\hat\mu_k - \hat\mu)(\hat\mu_k - \hat\mu)^{\mathsf T} \Bigr)
 
     with :math:`\hat\mu_k` the posterior mean given component k. On a dataset the components are the
@@ -131,6 +137,7 @@ def cov(
     return _symmetric(jnp.einsum("k,kij->ij", parts.responsibilities, within) + between)
 
 
+@one_dtype
 def velocity(
     t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
 ) -> Float[Array, "..."]:
@@ -153,12 +160,15 @@ def velocity(
     return mixture.velocity(t, x, source, target)
 
 
+@one_dtype
 def velocity_jacobian(
     t: Time, x: Float[ArrayLike, "..."], source: Gaussian, target: Target
 ) -> Float[Array, "d d"]:
     r"""Jacobian of the velocity: the posterior covariance, up to an affine map (C5).
 
-    .. math:: \nabla v(t, x) = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1} - \frac{I}{1-t}
+    .. math:: \nabla v(t, x)
+              = \frac{t}{(1-t)^3} \operatorname{Cov}[x_1 \mid x_t = x]\, \Sigma_0^{-1}
+              - \frac{I}{1-t}
 
     evaluated without the cancellation at :math:`t \to 1`; for a dataset of bandwidth h, with
     weighted covariance :math:`C_w` of the points, it is
@@ -179,6 +189,7 @@ def velocity_jacobian(
     return mixture.velocity_jacobian(t, x, source, target)
 
 
+@one_dtype
 def velocity_jvp(
     t: Time,
     x: Float[ArrayLike, "..."],

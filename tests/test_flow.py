@@ -1,15 +1,20 @@
 """Flows against the closed form of C1, against diffrax's own solver, and differentiated both
 ways."""
 
+import functools
+import itertools
+import re
+
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import cdelta
 from cdelta import gaussian, jacobian
-from cdelta.flow import CPU_OPTIONS
+from cdelta.flow import _CONVENTIONS, CPU_OPTIONS
 from tests import laws
 
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 5}
@@ -84,14 +89,18 @@ def test_the_adaptive_solver_keeps_its_tolerance():
 )
 def test_both_modes_of_differentiation_give_the_exact_jacobian(flow):
     exact = gaussian.flow_jacobian(1.0, SOURCE, TARGET)
-    tolerance = 2e-7
-    np.testing.assert_allclose(jacobian.rows(flow, X0), exact, atol=tolerance)
-    both = jax.jit(jax.vmap(lambda x: (jax.jacfwd(flow)(x), jax.jacrev(flow)(x))))(
-        jnp.stack([X0, -X0])
-    )
-    np.testing.assert_allclose(both, np.broadcast_to(exact, (2, 2, 3, 3)), atol=tolerance)
-    inverse = jax.jacrev(flow.inverse)(flow(X0))
-    np.testing.assert_allclose(inverse @ exact, np.eye(3), atol=10 * tolerance)
+    # What there is to bear is the solver's error: 4e-9 for 60 steps of order four, 6e-10 for an rtol
+    # of 1e-9. Compiled without LLVM's optimizations and with XLA's older kernels, as tests are, the
+    # batched reverse pass of the adaptive solver is off by 4e-7; with either of the two it is not.
+    tolerance = {"rtol": 0, "atol": 2e-8}
+    compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+    rows = compiled(lambda x: jacobian.rows(flow, x))(X0)
+    np.testing.assert_allclose(rows, exact, **tolerance)
+    both = compiled(jax.vmap(lambda x: (jax.jacfwd(flow)(x), jax.jacrev(flow)(x))))
+    both = both(jnp.stack([X0, -X0]))
+    np.testing.assert_allclose(both, np.broadcast_to(exact, (2, 2, 3, 3)), **tolerance)
+    inverse = compiled(jax.jacrev(flow.inverse))(flow(X0))
+    np.testing.assert_allclose(inverse @ exact, np.eye(3), **tolerance)
 
 
 @pytest.mark.parametrize("solver", ORDERS)
@@ -277,6 +286,157 @@ def bad_velocity(t, x):
     return jnp.where(t > 0.5, jnp.nan, x)
 
 
+class Mutable:
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, t, x):
+        next(self.traces)
+        return self.rate * x
+
+    traces = itertools.count()
+
+
+def test_a_flow_follows_what_its_velocity_reads_and_is_traced_once_for_each_state():
+    rates, traces = [0.0], itertools.count()
+
+    def velocity(t, x):
+        next(traces)
+        return rates[0] * x
+
+    mutable = Mutable(0.0)
+    for flow, write in (
+        (cdelta.Flow(velocity, "euler", 1), lambda rate: rates.__setitem__(0, rate)),
+        (cdelta.Flow(mutable, "euler", 1), lambda rate: setattr(mutable, "rate", rate)),
+    ):
+        counter, counts = (traces if flow.velocity is velocity else Mutable.traces), []
+        for rate in (1.0, 2.0, 2.0, 1.0, 2.0):
+            write(rate)
+            np.testing.assert_array_equal(flow(X0), X0 + rate * X0)
+            np.testing.assert_array_equal(jax.tree.map(lambda a: a, flow)(X0), X0 + rate * X0)
+            np.testing.assert_array_equal(cdelta.Flow(flow.velocity, "euler", 1)(X0), flow(X0))
+            moment = cdelta.dependence.wiggle_moment(
+                jax.tree_util.Partial(lambda f, x: f(x), flow), jax.random.key(0), 1, 4
+            )
+            np.testing.assert_allclose(moment.matrix, (1 + rate) ** 2, rtol=1e-12)
+            counts.append(next(counter))
+        seen = np.diff(counts, prepend=counts[0])
+        # a state seen before is traced no more by the flow; each run of an estimator looks once at
+        # the shape of f, in which the flow's own program is at hand
+        assert seen[1] > max(seen[2:]) == seen[2], seen
+
+
+class Layer(nnx.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, t, x):
+        return self.layer(x[None])[0]
+
+
+def linear_of(t, x):
+    """Of batches: [B], [B, 3] -> [B, 3]."""
+    return jnp.concatenate([x, t[:, None]], axis=1) @ jnp.ones((4, 3))
+
+
+@pytest.mark.parametrize(
+    ("velocity", "advice"),
+    [
+        (lambda a, b: a[0] * b * jnp.ones(3), r"fits as lambda t, x: v\(x, t\)$"),
+        (lambda t, x: x @ jnp.ones((2, 3)), r"For a velocity v of"),
+        (
+            lambda t, x: jax.lax.dot(x, jnp.eye(3))[:, :3],
+            r"fits as lambda t, x: v\(t, x\[None\]\)\[0\]$",
+        ),
+        (linear_of, r"fits as lambda t, x: v\(t\[None\], x\[None\]\)\[0\]$"),
+        (
+            lambda a, b: linear_of(b, a),
+            r"fits as lambda t, x: v\(x\[None\], t\[None\]\)\[0\]$",
+        ),
+        (lambda t, x: x * t[0], r"fits as lambda t, x: v\(t\[None\], x\)$"),
+        (
+            Layer(nnx.BatchNorm(3, rngs=nnx.Rngs(0))),
+            r"BatchNorm in training mode: call network.eval\(\) first$",
+        ),
+        (
+            Layer(nnx.BatchNorm(3, axis_name="batch", rngs=nnx.Rngs(0))).__call__,
+            r"BatchNorm in training mode: call network.eval\(\) first$",
+        ),
+        (
+            functools.partial(lambda net, t, x: net(t, x), Layer(nnx.Dropout(0.5))),
+            r"Dropout in training mode: call network.eval\(\) first$",
+        ),
+    ],
+)
+def test_a_velocity_of_another_convention_is_refused_with_what_adapts_it(velocity, advice):
+    expected = r"velocity must take a scalar t and one sample x of shape \(3,\)"
+    with pytest.raises(ValueError, match=expected) as caught:
+        cdelta.Flow(velocity)(X0)
+    assert re.search(advice, str(caught.value)), str(caught.value)
+    if "called so it raised" in str(caught.value):
+        assert caught.value.__cause__ is not None
+
+
+def test_what_is_advised_is_what_adapts():
+    velocities = {
+        "lambda t, x: v(x, t)": lambda x, t: -t * x,
+        "lambda t, x: v(t, x[None])[0]": lambda t, x: -t * x,
+        "lambda t, x: v(t[None], x[None])[0]": lambda t, x: -t[:, None] * x,
+        "lambda t, x: v(x[None], t)[0]": lambda x, t: -t * x,
+        "lambda t, x: v(x[None], t[None])[0]": lambda x, t: -t[:, None] * x,
+        "lambda t, x: v(t[None], x)": lambda t, x: -t[0] * x,
+        "lambda t, x: v(x, t[None])": lambda x, t: -t[0] * x,
+    }
+    t, x = jnp.array(0.3), X0
+    assert set(_CONVENTIONS) == set(velocities)
+    for text, v in velocities.items():
+        for adapted in (_CONVENTIONS[text](v), eval(text, {"v": v})):
+            np.testing.assert_allclose(adapted(t, x), -t * x)
+
+
+def test_layers_of_flax_in_evaluation_are_velocities():
+    for layer in (nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)):
+        network = Layer(layer)
+        network.eval()
+        expected = X0 + network(0.0, X0)
+        np.testing.assert_allclose(cdelta.Flow(network, "euler", 1)(X0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "velocity",
+    [
+        lambda x, t: -t * x,
+        lambda y, s: -s * y,
+        jax.jit(lambda x, t: -t * x),
+        functools.partial(lambda rate, x, t: rate * x, 2.0),
+        (lambda state, time, label=0: state),
+    ],
+)
+def test_parameters_named_in_the_other_order_are_refused(velocity):
+    with pytest.raises(ValueError, match=r"time first, got parameters \(\w+, \w+\): pass lambda t"):
+        cdelta.Flow(velocity)
+
+
+@pytest.mark.parametrize(
+    "velocity",
+    [
+        lambda t, x: x,
+        lambda s, y: y,
+        lambda a, b: b,
+        lambda time, state: state,
+        lambda *args: args[1],
+        lambda t, *rest: rest[0],
+        lambda t, x, label=0, **more: x,
+        lambda x_of_time, y: y,
+        functools.wraps(lambda x, t: x)(lambda t, x: x),
+        functools.partial(lambda x, t, y: y, 0.0),
+        jax.jit(functools.wraps(lambda x, t: x)(lambda t, x: x)),
+    ],
+)
+def test_parameters_in_order_or_without_a_meaning_are_taken(velocity):
+    np.testing.assert_array_equal(cdelta.Flow(velocity, "euler", 1)(X0), 2 * X0)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -348,7 +508,45 @@ def test_bad_input_is_refused_by_name(make, message):
         make()
 
 
-def test_an_adaptive_solver_that_fails_under_jit_raises_too():
-    flow = cdelta.Flow(lambda t, x: 1e3 * x**3, "tsit5", rtol=1e-3)
-    with pytest.raises(RuntimeError, match="adaptive solver 'tsit5' failed"):
-        jax.block_until_ready(jax.jit(jax.vmap(flow))(X0[None]))
+def explodes_beyond(bound):
+    """x' = x, but x' = 1000 x³, which is infinite before t = 1, where a latent starts beyond the
+    bound."""
+    return lambda t, x: jnp.where(jnp.abs(x) > bound, 1e3 * x**3, x)
+
+
+def test_an_adaptive_solver_that_fails_gives_nan_in_its_own_sample_and_in_its_derivatives():
+    flow = cdelta.Flow(explodes_beyond(3.0), "tsit5", rtol=1e-6)
+    xs = jnp.array([[0.5], [3.5], [-1.0]])
+    alone = jax.jit(jax.vmap(flow))(xs[::2])
+    np.testing.assert_allclose(alone, np.e * xs[::2], rtol=1e-5)
+    for f, expected in (
+        (flow, alone),
+        (jax.jacfwd(flow), np.e * np.ones((2, 1, 1))),
+        (jax.jacrev(flow), np.e * np.ones((2, 1, 1))),
+        (lambda x: flow.trajectory(x, jnp.array([1.0])), alone[:, None]),
+    ):
+        values = jax.jit(jax.vmap(f))(xs)
+        assert np.isnan(values[1]).all()
+        np.testing.assert_allclose(values[::2], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_an_estimator_names_the_sample_in_which_an_adaptive_solver_fails(method):
+    key, samples, batch = jax.random.key(3), 60, 4
+    latents = [
+        float(jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (1,))[0])
+        for i in range(samples)
+    ]
+    bound = sorted(map(abs, latents))[-2]  # beyond it, only the largest
+    failing = int(np.argmax(np.abs(latents)))
+    assert failing >= batch  # so that a batch is whole before
+    flow = cdelta.Flow(
+        lambda t, x: explodes_beyond((bound + abs(latents[failing])) / 2 * jnp.exp(t))(t, x),
+        "tsit5",
+        rtol=1e-6,
+    )
+    with pytest.raises(ValueError, match=f"at sample {failing} of {samples}") as caught:
+        cdelta.dependence.wiggle_moment(flow, key, 1, samples, method, batch=batch)
+    moment = caught.value.moment
+    assert moment.samples == failing // batch * batch
+    np.testing.assert_allclose(moment.matrix, np.e**2, rtol=1e-4)
