@@ -89,7 +89,7 @@ def test_the_adaptive_solver_keeps_its_tolerance():
 )
 def test_both_modes_of_differentiation_give_the_exact_jacobian(flow):
     exact = gaussian.flow_jacobian(1.0, SOURCE, TARGET)
-    # What there is to bear is the solver's error: 4e-9 for 60 steps of order four, 6e-10 for an rtol
+    # There is the solver's error to bear: 4e-9 for 60 steps of order four, 6e-10 for an rtol
     # of 1e-9. Compiled without LLVM's optimizations and with XLA's older kernels, as tests are, the
     # batched reverse pass of the adaptive solver is off by 4e-7; with either of the two it is not.
     tolerance = {"rtol": 0, "atol": 2e-8}

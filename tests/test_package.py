@@ -109,7 +109,7 @@ def test_what_is_imported_is_declared():
             if not providers & declared:
                 undeclared.append((str(path.relative_to(ROOT)), module))
     assert undeclared == []
-    assert {"jax", "equinox", "yaml", "matplotlib"} <= seen
+    assert {"jax", "yaml", "matplotlib"} <= seen
 
 
 def exported():
