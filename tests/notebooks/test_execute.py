@@ -264,7 +264,14 @@ def test_whatever_ends_the_parent_ends_the_kernels_and_leaves_nothing(tmp_path, 
     # the last of new ones is the first to run
     root = make_root(tmp_path, a=GOOD, b=[PARAMETERS, f"{wait}\ntime.sleep(120)"])
     command = [sys.executable, str(SCRIPT), "--root", str(root), "-j", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # under nohup these tests, and what they start, would ignore a lost terminal
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     pid = root / "pid"
     deadline = time.monotonic() + 300
     while not (pid.exists() and " " in pid.read_text()) and time.monotonic() < deadline:
