@@ -71,8 +71,8 @@ def look(array: Any) -> dict[str, Any]:
 def program(jaxpr: Any) -> dict[str, Any]:
     """What a traced function computes: a hash of its operations, and looks at its constants.
 
-    The operations are written out anew, without the addresses, the shared parts and the order of
-    sets that JAX's own text has; floating-point scalars to six digits.
+    The operations are written out anew, since JAX's own text depends on what was traced before (it
+    names parts that are shared) and on the order of sets; floating-point scalars to six digits.
     """
     constants: list[Any] = []
 
