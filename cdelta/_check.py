@@ -32,18 +32,6 @@ def as_float(name: str, value: Any) -> jax.Array:
     raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
 
 
-def common_dtype(*arrays: jax.Array) -> Any:
-    """The precision that floating-point arrays share, also where JAX is told to promote nothing
-    (strict promotion): there our own sums must not fail."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(array.dtype for array in arrays))
-
-
-def at_least_single(dtype: Any) -> Any:
-    """``dtype``, or float32 where it is narrower: linear algebra has no half precision."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-
-
 def finite(name: str, array: jax.Array) -> None:
     """Refuse NaN and infinity."""
     if concrete(array) and not np.isfinite(np.asarray(array)).all():

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from cdelta import _check
+from cdelta._precision import working
 
 
 def local_effects(
@@ -45,7 +46,7 @@ def local_effects(
         )
     _check.finite("rows", flat)
 
-    flat = flat.astype(_check.at_least_single(rows.dtype))
+    flat = flat.astype(working(rows.dtype))
     q, r = jnp.linalg.qr(flat.T)  # Jᵀ = q r, so J = rᵀ qᵀ
     if _check.concrete(flat):
         lengths = np.linalg.norm(np.asarray(flat), axis=1)

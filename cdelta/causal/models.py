@@ -3,7 +3,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -13,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check
+from cdelta._precision import common, one_dtype, working
 from cdelta._pytree import as_pytree, pytree, unchecked
 from cdelta.causal.acyclic import causal_order
 
@@ -182,7 +182,7 @@ class LinearSCM(_Model):
             )
         if _check.concrete(weights):
             causal_order(np.asarray(weights))
-        dtype = _check.common_dtype(weights, noise, shift)
+        dtype = common(weights, noise, shift)
         for name, array in (("weights", weights), ("noise", noise), ("shift", shift)):
             object.__setattr__(self, name, array.astype(dtype))
 
@@ -197,38 +197,35 @@ class LinearSCM(_Model):
         return causal_order(np.asarray(self.weights))
 
     @property
+    @one_dtype
     def total_effects(self) -> Float[Array, "n n"]:
         r"""Effect of ``do(j)`` on i along all directed paths,
         :math:`(I - W)^{-1} = I + W + W^2 + \dots`"""
-        return self._rounded(lambda model: model._total_effects())
+        eye = jnp.eye(self.features, dtype=self.weights.dtype)
+        return jnp.linalg.solve(eye - self.weights, eye)
 
     @property
+    @one_dtype
     def structural_map(self) -> Float[Array, "n n"]:
         r"""The map from standard noises to features,
         :math:`(I - W)^{-1} \operatorname{diag}(s)`."""
-        return self._rounded(lambda model: model._total_effects() * model.noise)
+        return self.total_effects * self.noise
 
     @property
+    @one_dtype
     def mean(self) -> Float[Array, " n"]:
         r""":math:`(I - W)^{-1} b`"""
-        return self._rounded(lambda model: model._total_effects() @ model.shift)
+        return self.total_effects @ self.shift
 
     @property
+    @one_dtype
     def cov(self) -> Float[Array, "n n"]:
         r"""The exact covariance :math:`(I - W)^{-1} \operatorname{diag}(s^2) (I - W)^{-\top}`."""
-
-        def cov(model: LinearSCM) -> Array:
-            root = model.structural_map
-            return root @ root.T
-
-        return self._rounded(cov)
+        return self.structural_map @ self.structural_map.T
 
     def __call__(self, noise: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
         """The features that these noises make."""
-        noise = self._noise(noise)
-        return self._rounded(
-            lambda model, noise: model._total_effects() @ (model.shift + model.noise * noise), noise
-        )
+        return _linear_map(self, self._noise(noise))
 
     def noises(self, x: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
         r"""Abduction, :math:`\varepsilon = s^{-1}(x - W x - b)`; 0 for a feature that an
@@ -238,8 +235,7 @@ class LinearSCM(_Model):
         feature; where values are traced (``jit``, ``vmap``), NaN stands for such a noise.
         """
         x = self._features(x)
-        eps = float(jnp.finfo(x.dtype).eps)
-        noise = self._rounded(partial(_linear_noises, eps=eps), x)
+        noise = _linear_noises(self, x, float(jnp.finfo(x.dtype).eps))
         if _check.concrete(noise) and np.isnan(np.asarray(noise)).any():
             bad = self._values(np.isnan(np.asarray(noise)), x)
             raise ValueError(f"x must agree with the values that interventions have set, got {bad}")
@@ -264,20 +260,13 @@ class LinearSCM(_Model):
             self.shift.at[place].set(change.astype(self.shift.dtype)),
         )
 
-    def _total_effects(self) -> Array:
-        eye = jnp.eye(self.features, dtype=self.weights.dtype)
-        return jnp.linalg.solve(eye - self.weights, eye)
 
-    def _rounded(self, formula: Callable[..., Array], *arrays: Array) -> Array:
-        """A formula of the model and arrays, in the precision that they share; half precision
-        computes in float32, for which there is linear algebra, and is rounded once."""
-        dtype = _check.common_dtype(self.weights, *arrays)
-        model, *arrays = jax.tree.map(
-            lambda leaf: leaf.astype(_check.at_least_single(dtype)), (self, *arrays)
-        )
-        return formula(model, *arrays).astype(dtype)
+@one_dtype
+def _linear_map(model: LinearSCM, noise: Array) -> Array:
+    return model.total_effects @ (model.shift + model.noise * noise)
 
 
+@one_dtype
 def _linear_noises(model: LinearSCM, x: Array, eps: float) -> Array:
     own = x - model.weights @ x - model.shift
     free = model.noise > 0
@@ -304,9 +293,8 @@ class SCM(_Model):
 
     The model is a pytree: its leaves are the numbers that interventions set and the arrays of
     equations that are pytrees themselves (a module, a ``jax.tree_util.Partial``); names and plain
-    functions are static. ``sample`` and ``noises`` compile once for a set of equations, so a plain
-    function must not depend on a variable that changes later: hand such a number over in a
-    ``Partial``, or by ``do``.
+    functions are static. Each equation is compiled once, and again when a variable that it reads
+    has changed; a number that varies is better handed over in a ``Partial``, or by ``do``.
 
     Raises ValueError when there is no equation, a name is not a string, or an equation not a
     function; when called, for an equation that asks for a feature which does not come before it, or
@@ -370,7 +358,7 @@ class SCM(_Model):
         stands for such a noise.
         """
         x = self._features(x)
-        wide, eps = x.astype(_check.at_least_single(x.dtype)), float(jnp.finfo(x.dtype).eps)
+        wide, eps = x.astype(working(x.dtype)), float(jnp.finfo(x.dtype).eps)
         found, before = [], {}
         for name, value in zip(self.names, wide, strict=True):
             found.append(_abduct(as_pytree(self.equations[name]), dict(before), value, eps))
@@ -397,7 +385,7 @@ class SCM(_Model):
     def _changed(self, place: int, change: Any) -> "SCM":
         name = self.names[place]
         if isinstance(change, Shift):
-            equation = Partial(_shifted, as_pytree(self.equations[name]), change.amount)
+            equation = Partial(_shifted, self.equations[name], change.amount)
         elif callable(change):
             equation = change
         else:
