@@ -26,7 +26,7 @@ def whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Ite
     path.parent.mkdir(parents=True, exist_ok=True)
     if "b" not in mode:
         options = {"encoding": "utf-8", "newline": "", **options}
-    # mkstemp for a name nobody else has; its permissions, the owner's alone, are not what open gives
+    # mkstemp for a name nobody else has; its permissions, the owner's alone, are corrected below
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_MARK, dir=path.parent)
     try:
         with open(handle, mode, **options) as file:

@@ -1,10 +1,7 @@
 r"""How an average over latents runs: in batches, over devices and processes, with a file to go on.
 
 A *statistic* is what one latent adds to an average: a hashable object (jit compiles it once) that,
-called with f and the key of one sample, gives the logarithm of the sample's weight w and one or two
-factors, ``[n, m]`` each. The sample adds w to the total weight and :math:`w\,(F G^{\mathsf T} +
-G F^{\mathsf T})/2` to the matrix, with G = F where there is one factor. A weight of 0 says that
-nothing could be held there; NaN anywhere stops the run.
+called with f and the key of one sample, gives a :class:`Sample`.
 """
 
 import dataclasses
@@ -26,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from cdelta import _check, _files
+from cdelta._precision import working
 from cdelta.flow import CPU_OPTIONS
 from cdelta.moment import Moment
 
@@ -82,6 +80,20 @@ class Run:
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise TypeError(f"unknown option {name!r}: {hint}there are {', '.join(known)}")
         return cls(**options)
+
+
+class Sample(NamedTuple):
+    r"""What a statistic makes of one latent.
+
+    With the weight w and the factors F and G, ``[n, m]`` each (G = F where there is one), the
+    sample adds w to the total weight and :math:`w\,(F G^{\mathsf T} + G F^{\mathsf T})/2` to the
+    matrix. A weight of 0 says that nothing could be held there. The values of f are looked at only
+    for NaN and infinity, which stop the run there as they do in the factors.
+    """
+
+    values: jax.Array
+    factors: tuple[jax.Array, ...]
+    log_weight: jax.Array | None = None  # None stands for w = 1
 
 
 class Sums(NamedTuple):
@@ -261,36 +273,47 @@ def _sum_batch(f, key_data, start, stop, *, statistic, antithetic, blocks, batch
     index = jax.lax.with_sharding_constraint(index, NamedSharding(mesh, PartitionSpec("samples")))
     key = jax.random.wrap_key_data(key_data, impl=impl)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
-    maps = (f, lambda x: f(-x)) if antithetic else (f,)
-    drawn = [jax.vmap(functools.partial(statistic, g))(keys) for g in maps]
-    log_weights, factors = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *drawn)
+    sample = jax.vmap(functools.partial(statistic, f))(keys)
+    if antithetic:  # J Jᵀ at both, as a product of factors side by side
+        mirrored = jax.vmap(functools.partial(statistic, lambda x: f(-x)))(keys)
+        sample = jax.tree.map(lambda *parts: jnp.concatenate(parts, -1), sample, mirrored)
 
-    # a sample is out of bounds in the last batch, degenerate where its weight is 0, or bad
+    # A sample is out of bounds in the last batch, degenerate where its weight is 0, or bad.
+    sizes = functools.reduce(jnp.maximum, [abs(part).max(2) for part in sample.factors])
     asked = index < stop
-    finite = (log_weights < jnp.inf).all(1)  # NaN is not; -inf is a weight of 0
-    for factor in factors:
-        finite &= jnp.isfinite(factor).all((1, 2, 3))
-    usable = asked & finite & (log_weights > -jnp.inf).all(1)
+    values = sample.values.reshape(batch, -1)
+    finite = jnp.isfinite(values).all(1) & jnp.isfinite(sizes).all(1)  # max passes NaN on
+    usable = asked & finite
+    if sample.log_weight is not None:
+        finite &= sample.log_weight < jnp.inf  # NaN is not
+        usable &= finite & (sample.log_weight > -jnp.inf)
 
     # Squares and squares of squares of large features would overflow single precision, those of
     # small ones vanish: count each feature in a unit of its size, a power of two, which rounds
     # nothing, and weights in the largest one. The host puts them back in double precision.
-    precision = working(factors[0].dtype)
-    factors = [jnp.where(usable[:, None, None, None], part, 0) for part in factors]
-    unit = power_of_two(jnp.stack([jnp.abs(part).max((0, 1, 3)) for part in factors]).max(0))
-    factors = [(part / unit[:, None]).astype(precision) for part in factors]
-    log_weights = jnp.where(usable[:, None], log_weights, -jnp.inf)
-    log_weight = jnp.where(usable.any(), log_weights.max(), 0)
-    weights = jnp.exp(log_weights - log_weight).astype(precision)
+    precision = working(sizes.dtype)
+    unit = power_of_two(jnp.where(usable[:, None], sizes, 0).max(0))
+    factors = [
+        jnp.where(usable[:, None, None], part / unit[:, None], 0).astype(precision)
+        for part in sample.factors
+    ]
+    matrices = jnp.einsum("sim,sjm->sij", factors[0], factors[-1], precision="highest")
+    matrices = matrices / 2 if antithetic else matrices
+    if len(factors) > 1:
+        matrices = (matrices + matrices.mT) / 2
+    weights, log_weight = usable.astype(precision), jnp.zeros((), precision)
+    if sample.log_weight is not None:
+        log_weights = jnp.where(usable, sample.log_weight, -jnp.inf)
+        log_weight = jnp.where(usable.any(), log_weights.max(), 0)
+        weights = jnp.exp(log_weights - log_weight).astype(precision)
+        matrices = matrices * weights[:, None, None]
+    # Σᵢ unitᵢ² Mᵢᵢ, in units of the largest one
+    traces = matrices.diagonal(axis1=1, axis2=2) @ (unit / unit.max()).astype(precision) ** 2
 
-    products = jnp.einsum("skim,skjm->skij", factors[0], factors[-1], precision="highest")
-    matrices = jnp.einsum("sk,skij->sij", weights, products, precision="highest") / len(maps)
-    matrices = (matrices + matrices.mT) / 2
-    traces = jnp.einsum("sii,i->s", matrices, (unit / unit.max()).astype(precision) ** 2)
     member = (index[:, None] % blocks == jnp.arange(blocks, dtype=index.dtype)) & usable[:, None]
     sums = _Batch(
         count=member.sum(0, dtype=jnp.int32),
-        weight=weights.mean(1) @ member.astype(precision),
+        weight=weights @ member.astype(precision),
         matrix=jnp.einsum("sb,sij->bij", member.astype(precision), matrices, precision="highest"),
         trace_squared=(traces**2).sum(),
         degenerate=(asked & finite & ~usable).sum(dtype=jnp.int32),
@@ -302,16 +325,13 @@ def _sum_batch(f, key_data, start, stop, *, statistic, antithetic, blocks, batch
     return jax.lax.with_sharding_constraint(sums, NamedSharding(mesh, PartitionSpec()))
 
 
-def working(dtype: Any) -> np.dtype:
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, jnp.float32)
-
-
 def power_of_two(sizes: jax.Array) -> jax.Array:
-    """The powers of two just above the sizes; 1 for 0."""
-    limits = jnp.finfo(sizes.dtype)
-    exponent = jnp.clip(jnp.frexp(sizes)[1], limits.minexp, limits.maxexp - 1)
-    return jnp.where(sizes > 0, jnp.ldexp(jnp.ones_like(sizes), exponent), 1)
+    """The powers of two just below the sizes; 1 for 0."""
+    # the bits of infinity are those of the exponent
+    exponent = np.asarray(np.inf, sizes.dtype).view(f"uint{8 * sizes.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(sizes, exponent.dtype) & exponent
+    powers = jax.lax.bitcast_convert_type(bits, sizes.dtype)
+    return jnp.where(powers > 0, powers, 1)
 
 
 def _on_every_device(f: Callable, mesh: Mesh) -> Callable:

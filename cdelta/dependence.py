@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check, jacobian
+from cdelta._precision import working
 from cdelta._pytree import as_pytree
-from cdelta._stream import Run, Sums, average, power_of_two, working
+from cdelta._stream import Run, Sample, Sums, average, power_of_two
 from cdelta.moment import Moment, held_indices
 
 Features = Callable[[Array], Array]
@@ -108,7 +109,7 @@ class _Wiggle(_Statistic):
     def __call__(self, f, key):
         key_latent, key_probe = jax.random.split(key)
         values, factor = self.products.factor(f, self.products.latent(key_latent), key_probe)
-        return _log_one(values), (factor,)
+        return Sample(values, (factor,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ class _Covariance(_Statistic):
         # the same probes at both latents: E[J(X) z zᵀ J(X_α)ᵀ] = E[J(X) J(X_α)ᵀ]
         both = jax.vmap(lambda x: self.products.factor(f, x, key_probe))
         values, (first, second) = both(jnp.stack([x0, near]))
-        return _log_one(values), (first, second)
+        return Sample(values, (first, second))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,17 +161,11 @@ class _Held(_Statistic):
         rounding = x0.size * jnp.finfo(added.dtype).eps * jnp.linalg.norm(gradients, axis=1)
         free = (added > rounding).all()
         # a logarithm, as a product of several small or large lengths would leave single precision
-        log_weight = (
-            -(jnp.log(added) + jnp.log(unit)).sum() if self.weighting == "inverse_norm" else 0.0
-        )
-        log_weight = jnp.where(free, log_weight, -jnp.inf) + _log_one(values)
+        log_weight = -(jnp.log(added) + jnp.log(unit)).sum()
+        if self.weighting == "uniform":
+            log_weight = jnp.zeros_like(log_weight)
         factor = jnp.where(free, factor.at[held].set(0), 0)
-        return log_weight, (factor,)
-
-
-def _log_one(values: Array) -> Array:
-    """Log of a weight of 1; NaN where f is not finite though its derivative may be."""
-    return jnp.where(jnp.isfinite(values).all(), 0.0, jnp.nan)
+        return Sample(values, (factor,), jnp.where(free, log_weight, -jnp.inf))
 
 
 def _in_units(gradients: Array) -> tuple[Array, Array]:
