@@ -29,10 +29,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cdelta import _files
+from cdelta import _files, profiles
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("smoke", "book", "paper")
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -489,7 +488,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="*",
         help="notebooks to execute, such as 01 or 01_linear_maps; all when none is named",
     )
-    parser.add_argument("--profile", choices=PROFILES, default="book")
+    parser.add_argument("--profile", choices=profiles.NAMES, default="book")
     parser.add_argument(
         "--jobs", "-j", type=int, default=min(2, os.cpu_count() or 1), help="notebooks at once"
     )

@@ -1,5 +1,4 @@
-"""Causality–Δ as code: exact flows, their Jacobians, and what a wiggle of the latent says about the
-features.
+"""Causality–Δ as code: exact flows, their Jacobians, and what a wiggle says about the features.
 
 Submodules load on first use, so ``import cdelta`` costs nothing that is not asked for.
 """
@@ -24,6 +23,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
         networks as networks,
         posterior as posterior,
         pretrained as pretrained,
+        profiles as profiles,
         quality as quality,
         training as training,
     )
@@ -60,6 +60,7 @@ _SUBMODULES = (
     "quality",
     "figures",
     "ledger",
+    "profiles",
 )
 __all__ = [*_EXPORTS, *_SUBMODULES]
 
