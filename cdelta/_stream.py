@@ -162,7 +162,8 @@ def average(
 ) -> Moment:
     """The average of a statistic over ``samples`` latents, sample i from ``fold_in(key, i)``.
 
-    However it is stopped, the exception's ``moment`` holds the estimate so far.
+    However it is stopped, the exception's ``moment`` holds the estimate so far, None before the
+    first batch has ended.
     """
     samples = _check.count("samples", samples)
     if samples > LARGEST:
@@ -200,6 +201,7 @@ def average(
                 if store is not None and leader:
                     store.write(sums, last=sums.drawn == samples)
         except BaseException as stopped:
+            stopped.moment = None
             if sums.count.sum():
                 stopped.moment = sums.moment(held)
                 where = "in this exception's .moment"
@@ -409,6 +411,11 @@ class _Store:
             with np.load(self.path, allow_pickle=False) as file:
                 setting, features = json.loads(str(file["setting"])), file["features"]
                 sums = Sums(*(file[name] for name in Sums._fields))
+            if not isinstance(setting, dict):
+                raise ValueError(f"its setting is {setting!r}")
+            for name, part, like in zip(Sums._fields, sums, empty, strict=True):
+                if part.shape != like.shape or not np.isfinite(part).all():
+                    raise ValueError(f"its {name} is not finite or not of shape {like.shape}")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 f"resume: {self.path} is not a file of accumulated samples ({error})"

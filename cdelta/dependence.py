@@ -208,7 +208,9 @@ def wiggle_moment(
     ``shape`` is the latent's; f returns ``[n]``; ``samples`` latents are drawn. With ``antithetic``
     a sample is the average over x₀ and −x₀: it pays where f has a large even part, and doubles the
     cost for nothing where f is odd. ``run`` takes the options of :class:`Run`. However a run is
-    stopped, the exception's ``moment`` holds the estimate so far.
+    stopped, the exception's ``moment`` holds the estimate so far (None in the first batch).
+    "rows" differentiates f in reverse, "jvp" in forward mode: a diffrax solve of your own takes the
+    latter with its ``DirectAdjoint`` or ``ForwardMode``.
 
     Raises ValueError for samples < 1, an unknown method, a map that does not return a vector, or
     NaN in its values; TypeError for an option that is not there.

@@ -145,6 +145,25 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         wiggle_moment(hermite, KEY, (4,), 100, resume=path)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("setting", lambda part: "[]"),
+        ("matrix", lambda part: part[:3]),
+        ("count", lambda part: np.full_like(part, np.nan)),
+        ("degenerate", lambda part: part[None]),
+    ],
+)
+def test_a_file_with_other_contents_is_refused(tmp_path, name, damage):
+    path = tmp_path / "moment.npz"
+    wiggle_moment(linear, KEY, (4,), 10, resume=path)
+    with np.load(path) as file:
+        parts = dict(file)
+    np.savez(path, **(parts | {name: damage(parts[name])}))
+    with pytest.raises(ValueError, match=rf"not a file of accumulated samples \(its {name}"):
+        wiggle_moment(linear, KEY, (4,), 10, resume=path)
+
+
 def test_a_bar_appears_when_asked_for(capsys):
     wiggle_moment(linear, KEY, (4,), 100, progress=True)
     assert "100/100" in capsys.readouterr().err
@@ -364,6 +383,13 @@ def test_a_file_of_the_same_words_from_another_generator_is_refused(tmp_path):
     wiggle_moment(linear, first, 4, 10, resume=path)
     with pytest.raises(ValueError, match="its key is"):
         wiggle_moment(linear, other, 4, 10, resume=path)
+
+
+def test_an_exception_before_the_first_batch_has_no_moment(monkeypatch):
+    stop_after(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        wiggle_moment(linear, KEY, 4, 10)
+    assert stopped.value.moment is None
 
 
 def test_what_a_map_raises_says_what_it_was_asked():
