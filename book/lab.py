@@ -42,15 +42,16 @@ class Chapters(TextFileContentsManager):
         return file.with_suffix(".md") if chapter and is_book else None
 
     def get(self, path: str, content: bool = True, *args: Any, **options: Any) -> dict[str, Any]:
-        model = super().get(path, content, *args, **options)
         source = self.chapter(path)
+        try:
+            model = super().get(path, content, *args, **options)
+        except HTTPError as error:
+            if source is not None and error.status_code == 400:  # a half that is no notebook
+                self._standing(source)
+            raise
         if source is None or model["type"] != "notebook" or not content:
             return model
-        try:
-            stands = pairs.standing(source)
-        except pairs.OutOfStep as error:
-            raise HTTPError(409, str(error)) from error
-        if stands != ".md" and source.is_file():
+        if self._standing(source) != ".md" and source.is_file():
             raise HTTPError(409, f"{source.stem} was edited in the .ipynb alone: run `make pairs`")
         self._restore(model["content"], self._kept(source), path)
         first = next((c for c in model["content"].cells if c.cell_type == "markdown"), None)
@@ -66,10 +67,21 @@ class Chapters(TextFileContentsManager):
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = FRONT.sub("", cell.source)
+        try:
+            bare = pairs.checked(notebook, source.stem)
+        except pairs.Refused as error:
+            raise HTTPError(400, str(error)) from error
+        pairs.tidy(notebook)  # or its outputs would not be found again: by their cells' sources
         # signed before it is written: outputs that came from this server are shown without asking
         self.check_and_sign(notebook, path)
         _files.write(self._kept(source), nbformat.writes(notebook))
-        return super().save({**model, "content": pairs.bare(notebook)}, path)
+        return super().save({**model, "content": bare}, path)
+
+    def _standing(self, source: Path) -> str:
+        try:
+            return pairs.standing(source)
+        except pairs.Refused as error:
+            raise HTTPError(409, str(error)) from error
 
     def _kept(self, source: Path) -> Path:
         return source.parent.parent / KEPT / f"{source.stem}.ipynb"

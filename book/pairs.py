@@ -6,11 +6,13 @@
 A half that differs from the other is overwritten only when the last commit has what it holds. So an
 edit of the ``.md`` goes to the ``.ipynb``, an edit of the ``.ipynb`` alone (in VS Code or Colab)
 goes to the ``.md``, and where both were edited somebody has to say which stands. Outputs are no
-edits: a committed ``.ipynb`` has none.
+edits: a committed ``.ipynb`` has none. Neither are blank lines around a cell, nor empty Markdown
+cells: MyST does not keep them, so neither half has them.
 """
 
 import argparse
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +38,24 @@ METADATA = {
 }
 
 
-class OutOfStep(Exception):
-    """Both halves of a pair hold something that is nowhere else."""
+SUFFIXES = (".md", ".ipynb")
+CONFLICT = re.compile(r"^<{7} .*^={7}$.*^>{7} ", re.MULTILINE | re.DOTALL)
+BLANK = re.compile(r"\A([ \t]*\n)+")  # lines before the first that holds something
+
+
+class Refused(Exception):
+    """Why a pair is left as it is."""
+
+
+class Unreadable(Refused):
+    """A half that is no notebook."""
+
+
+def tidy(notebook: Any) -> None:
+    """Take away what MyST does not keep: blank lines around a cell, and empty Markdown cells."""
+    for cell in notebook.cells:
+        cell.source = BLANK.sub("", cell.source).rstrip()
+    notebook.cells = [c for c in notebook.cells if c.source or c.cell_type != "markdown"]
 
 
 def bare(notebook: Any) -> Any:
@@ -45,6 +63,7 @@ def bare(notebook: Any) -> Any:
     nothing of what a kernel or an editor leaves in the metadata."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
+    tidy(notebook)
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("mystnb", "tags") if key in cell.metadata}
         cell.metadata = nbformat.from_dict(kept)
@@ -59,15 +78,54 @@ def content(notebook: Any) -> list[tuple[str, str, dict[str, Any]]]:
     return [(cell.cell_type, cell.source, dict(cell.metadata)) for cell in cells]
 
 
+def checked(notebook: Any, name: str) -> Any:
+    """The notebook, bare; raises Refused when MyST would read another one back."""
+    notebook = bare(notebook)
+    cells = notebook.cells
+    if not _reads_back(notebook, cells):
+        # between a cell that swallows the next and one that is swallowed: what follows it decides
+        end = nbformat.v4.new_markdown_cell("end")
+        tries = (n for n in range(len(cells)) if not _reads_back(notebook, [*cells[: n + 1], end]))
+        first = next(tries, len(cells) - 1)
+        start = cells[first].source.partition("\n")[0]
+        raise Refused(
+            f"{name}: cell {first + 1} ({cells[first].cell_type}, {start!r}) cannot be written to "
+            "the .md, which would read back as other cells. Change it: in Markdown, a line that "
+            "begins with +++ or ```{code-cell} starts another cell, and a fence or a comment that "
+            "is not closed takes in the next ones"
+        )
+    return notebook
+
+
+def _reads_back(notebook: Any, cells: list[Any]) -> bool:
+    notebook = nbformat.from_dict({**notebook, "cells": cells})
+    try:
+        back = parse(Path("written.md"), texts(notebook)[".md"].encode())
+    except Unreadable:
+        return False
+    return content(back) == content(notebook)
+
+
 def read(path: Path) -> Any | None:
-    """The notebook in either half; None where there is no such file."""
-    return parse(path, path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The notebook in either half; None where there is no such file, Unreadable if it is none."""
+    return parse(path, path.read_bytes()) if path.is_file() else None
 
 
-def parse(path: Path, text: str) -> Any:
-    if path.suffix == ".ipynb":
-        return nbformat.reads(text, as_version=4)
-    return jupytext.reads(text, fmt=MARKDOWN)
+def parse(path: Path, written: bytes) -> Any:
+    try:
+        text = written.decode("utf-8").replace("\r\n", "\n")
+        if CONFLICT.search(text):
+            raise ValueError("it holds the marks <<<<<<< and >>>>>>> of a merge")
+        if path.suffix == ".ipynb":
+            return nbformat.reads(text, as_version=4)
+        return jupytext.reads(text, fmt=MARKDOWN)
+    except Exception as error:  # the readers raise many kinds: no JSON, no cells, no YAML, no UTF-8
+        other = {".md": "ipynb", ".ipynb": "md"}[path.suffix]
+        raise Unreadable(
+            f"{path.stem}: {path.name} cannot be read as a notebook: {str(error)[:100]!r}. Repair "
+            f"it or, where the .{other} is whole, take that: make pairs NAMES={path.stem} "
+            f"TAKE={other}"
+        ) from error
 
 
 def texts(notebook: Any) -> dict[str, str]:
@@ -83,24 +141,24 @@ def committed(path: Path) -> bool:
     """Whether the last commit has what ``path`` holds."""
     show = ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
     try:
-        text = subprocess.run(show, capture_output=True, check=True).stdout.decode("utf-8")
-    except (OSError, subprocess.CalledProcessError):
-        return False  # no git, no commit, or a file that is new
-    return content(parse(path, text)) == content(read(path))
+        written = parse(path, subprocess.run(show, capture_output=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError, Unreadable):
+        return False  # no git, no commit, a file that is new, or one that was no notebook there
+    return content(written) == content(read(path))
 
 
 def standing(source: Path) -> str:
-    """The half, ".md" or ".ipynb", that holds everything; raises OutOfStep where neither does."""
-    halves = {suffix: read(source.with_suffix(suffix)) for suffix in (".md", ".ipynb")}
-    there = [suffix for suffix, notebook in halves.items() if notebook is not None]
+    """The half, ".md" or ".ipynb", that holds everything; raises Refused where neither does."""
+    there = [suffix for suffix in SUFFIXES if source.with_suffix(suffix).is_file()]
     if len(there) < 2:
         return there[0]
+    halves = {suffix: read(source.with_suffix(suffix)) for suffix in SUFFIXES}
     if content(halves[".md"]) == content(halves[".ipynb"]):
         return ".md"
     for stands, goes in ((".md", ".ipynb"), (".ipynb", ".md")):
         if committed(source.with_suffix(goes)):
             return stands
-    raise OutOfStep(
+    raise Refused(
         f"{source.stem}: the .md and the .ipynb differ, and neither is as in the last commit. "
         f"Make them agree, or say which one stands: make pairs NAMES={source.stem} TAKE=md, "
         "or TAKE=ipynb"
@@ -111,17 +169,22 @@ def bring_in_step(source: Path, take: str | None = None) -> list[str]:
     """Write both halves of a pair from the one that stands; the suffixes of those that changed."""
     try:
         stands = standing(source)
-    except OutOfStep:
+    except Refused:
         if take is None:
             raise
         stands = take
-    notebook, pair = read(source.with_suffix(stands)), read(source.with_suffix(".ipynb"))
+    notebook = read(source.with_suffix(stands))
+    try:
+        pair = read(source.with_suffix(".ipynb"))
+    except Unreadable:  # and the .md was taken
+        pair = None
     if pair is not None:  # the cells that are still the same keep their ids
         notebook = combine_inputs_with_outputs(notebook, pair, fmt=MARKDOWN)
+    notebook = checked(notebook, source.stem)
     changed = []
     for suffix, text in texts(notebook).items():
         path = source.with_suffix(suffix)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_bytes().replace(b"\r\n", b"\n") != text.encode():
             _files.write(path, text)
             changed.append(suffix)
     return changed
@@ -147,7 +210,7 @@ def main() -> int:
     for source in sources:
         try:
             changed = bring_in_step(source, options.take and f".{options.take}")
-        except OutOfStep as error:
+        except Refused as error:
             refused += 1
             print(error, file=sys.stderr)
         else:

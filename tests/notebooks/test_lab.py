@@ -178,10 +178,8 @@ def test_an_edit_of_the_ipynb_alone_is_not_overwritten(server):
     path = server.root / f"notebooks/{NAMES[0]}.ipynb"
     path.write_text(path.read_text().replace("# Linear maps", "# Maps that are linear"))
     for suffix in (".md", ".ipynb"):
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            server.open(f"notebooks/{NAMES[0]}{suffix}")
-        assert refused.value.code == 409
-        assert "make pairs" in json.load(refused.value)["message"]
+        code, message = refusal(server.open, f"notebooks/{NAMES[0]}{suffix}")
+        assert code == 409 and "make pairs" in message
 
 
 def test_a_new_notebook_becomes_a_pair(server):
@@ -189,3 +187,43 @@ def test_a_new_notebook_becomes_a_pair(server):
     server.save("notebooks/98_new.ipynb", notebook)
     assert server.changed() == ["notebooks/98_new.ipynb", "notebooks/98_new.md"]
     assert server.open("notebooks/98_new.md")["cells"][0]["source"].endswith("# New")
+
+
+def refusal(call, *arguments):
+    """What the reader is told, and the status, when the server refuses."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        call(*arguments)
+    return refused.value.code, json.load(refused.value)["message"]
+
+
+def test_blank_lines_around_cells_do_not_put_a_chapter_out_of_step(server):
+    path = f"notebooks/{NAMES[0]}.ipynb"
+    before = [cell["source"] for cell in server.open(path)["cells"]]
+    notebook = run(server.open(path))
+    for cell in notebook["cells"]:
+        cell["source"] += "  \n\n"
+    notebook["cells"].append(nbformat.v4.new_markdown_cell(""))
+    server.save(path, notebook)
+    assert server.changed() == []
+    cells = server.open(path)["cells"]
+    assert [cell["source"] for cell in cells] == before
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+
+
+def test_a_cell_that_myst_cannot_hold_is_not_saved(server):
+    path = f"notebooks/{NAMES[0]}.ipynb"
+    notebook = server.open(path)
+    notebook["cells"].append(nbformat.v4.new_markdown_cell("One\n\n+++\n\nTwo"))
+    code, message = refusal(server.save, path, notebook)
+    assert code == 400 and f"cell {len(notebook['cells'])} (markdown, 'One')" in message
+    assert server.changed() == []
+
+
+@pytest.mark.parametrize("half", [".md", ".ipynb"])
+def test_a_half_that_is_no_notebook_is_named(server, half):
+    path = server.root / f"notebooks/{NAMES[0]}{half}"
+    path.write_text(f"<<<<<<< HEAD\n=======\n{path.read_text()}>>>>>>> other\n")
+    for suffix in (".md", ".ipynb"):
+        code, message = refusal(server.open, f"notebooks/{NAMES[0]}{suffix}")
+        assert code == 409 and f"{path.name} cannot be read" in message and "TAKE=" in message
+    assert server.ask(f"notebooks/{path.name}?type=file&content=1")["content"]  # to repair it

@@ -57,6 +57,7 @@ def test_both_halves_are_as_jupyter_and_jupytext_write_them(name):
     source = ROOT / "notebooks" / f"{name}.md"
     markdown, notebook = source.read_text("utf-8"), source.with_suffix(".ipynb").read_text("utf-8")
     assert jupytext.writes(jupytext.reads(markdown, fmt="md:myst"), fmt="md:myst") == markdown
+    assert pairs.texts(pairs.read(source))[".md"] == markdown
     assert nbformat.writes(nbformat.reads(notebook, as_version=4)) + "\n" == notebook
 
 
@@ -170,7 +171,7 @@ def test_where_both_were_edited_nothing_is_written_until_one_is_named(tracked, s
     edit(tracked, new="x = 2")
     edit(tracked.with_suffix(".ipynb"), new="x = 3")
     before = [tracked.with_suffix(suffix).read_bytes() for suffix in (".md", ".ipynb")]
-    with pytest.raises(pairs.OutOfStep, match=r"01_a: the \.md and .* differ.*TAKE=md"):
+    with pytest.raises(pairs.Refused, match=r"01_a: the \.md and .* differ.*TAKE=md"):
         pairs.bring_in_step(tracked)
     assert before == [tracked.with_suffix(suffix).read_bytes() for suffix in (".md", ".ipynb")]
     pairs.bring_in_step(tracked, take=stands)
@@ -181,7 +182,7 @@ def test_where_both_were_edited_nothing_is_written_until_one_is_named(tracked, s
 def test_without_git_nothing_is_guessed(pair):
     source, _ = pair
     edit(source.with_suffix(".ipynb"))
-    with pytest.raises(pairs.OutOfStep):
+    with pytest.raises(pairs.Refused):
         pairs.bring_in_step(source)
 
 
@@ -205,6 +206,116 @@ def test_a_missing_half_is_made_from_the_other(tracked, half):
     if half == ".md":
         assert tracked.with_suffix(half).read_bytes() == before
     assert difference(tracked, tracked.with_suffix(".ipynb")) == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "\n"), ("", "\n\n\n"), ("", "  "), ("\n", ""), (" \n\n", "  \n")]
+)
+def test_blank_lines_around_a_cell_are_no_edit(tracked, before, after):
+    """MyST does not keep them, so a pair that held them in one half would never be in step."""
+    path = tracked.with_suffix(".ipynb")
+    notebook, written = pairs.read(path), path.read_bytes()
+    for cell in notebook.cells:
+        cell.source = before + cell.source + after
+    nbformat.write(notebook, path)
+    assert pairs.bring_in_step(tracked) == [".ipynb"]
+    assert path.read_bytes() == written
+    assert pairs.bring_in_step(tracked) == []
+
+
+@pytest.mark.parametrize("ending", ["\n", "  ", "\n\n\n"])
+def test_an_edit_that_ends_in_blank_lines_reaches_the_md_and_stays_in_step(tracked, ending):
+    path = tracked.with_suffix(".ipynb")
+    notebook = pairs.read(path)
+    for source, cell in zip(("# B", "x = 2"), notebook.cells, strict=True):
+        cell.source = source + ending
+    notebook.cells.append(nbformat.v4.new_markdown_cell("\n"))
+    nbformat.write(notebook, path)
+    assert pairs.bring_in_step(tracked) == [".md", ".ipynb"]
+    assert difference(tracked, path) == "" and sources(tracked) == ["# B", "x = 2"]
+    assert pairs.standing(tracked) == ".md" and pairs.bring_in_step(tracked) == []
+
+
+def test_blank_lines_at_the_end_of_code_in_the_md_are_no_edit(tracked):
+    written = tracked.read_bytes()
+    edit(tracked, "x = 1\n", "x = 1\n\n\n")
+    assert pairs.bring_in_step(tracked) == [".md"] and tracked.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("cell", "source"),
+    [
+        (0, "# A\n\n+++\n\nB"),
+        (0, "# A\n\n+++ B"),
+        (0, "# A\n\n```{code-cell}\nx\n```"),
+        (0, "A\n```\nnot closed"),
+        (0, "A\n<!-- not closed"),
+        (1, "x = 'a\x0cb'"),
+    ],
+)
+@pytest.mark.parametrize("first", [[], ["before"]])
+def test_a_cell_that_myst_cannot_hold_is_refused_by_name(tracked, cell, source, first):
+    path = tracked.with_suffix(".ipynb")
+    notebook = pairs.read(path)
+    notebook.cells[cell].source = source
+    notebook.cells[:0] = map(nbformat.v4.new_markdown_cell, first)
+    nbformat.write(notebook, path)
+    before = path.read_bytes(), tracked.read_bytes()
+    kind, start = notebook.cells[cell + len(first)].cell_type, source.partition("\n")[0]
+    with pytest.raises(pairs.Refused) as refused:
+        pairs.bring_in_step(tracked)
+    assert f"01_a: cell {cell + len(first) + 1} ({kind}, {start!r})" in str(refused.value)
+    assert before == (path.read_bytes(), tracked.read_bytes())
+
+
+MERGE = "<<<<<<< HEAD\n{0}\n=======\n{0}\n>>>>>>> other\n"
+DAMAGE = {
+    "a merge": lambda text: MERGE.format(text).encode(),
+    "nothing": lambda text: b"",
+    "half of it": lambda text: text.encode()[: len(text) // 2],
+    "a list": lambda text: b"[]",
+    "no cells": lambda text: b'{"nbformat": 4, "nbformat_minor": 5}',
+    "no text": lambda text: b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_an_unreadable_ipynb_is_named_and_the_md_can_be_taken(tracked, monkeypatch, capsys, damage):
+    second = tracked.with_name("02_b.md")
+    second.write_text(tracked.read_text())
+    path = tracked.with_suffix(".ipynb")
+    path.write_bytes(DAMAGE[damage](path.read_text()))
+    before = path.read_bytes(), tracked.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["pairs", "--root", str(tracked.parent.parent)])
+    assert pairs.main() == 1
+    said = capsys.readouterr()
+    assert said.out == "02_b: wrote .ipynb\n"  # the chapters after it are treated
+    assert said.err.startswith("01_a: 01_a.ipynb cannot be read as a notebook: ")
+    assert "make pairs NAMES=01_a TAKE=md" in said.err
+    assert before == (path.read_bytes(), tracked.read_bytes())
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "01", "--take", "md"])
+    assert pairs.main() == 0
+    assert difference(tracked, path) == "" and sources(path) == ["# A", "x = 1"]
+
+
+@pytest.mark.parametrize("damage", ["a merge", "no text"])
+def test_an_unreadable_md_is_named_and_the_ipynb_can_be_taken(tracked, damage):
+    written = tracked.read_bytes()
+    tracked.write_bytes(DAMAGE[damage](tracked.read_text()))
+    for take in (None, ".md"):
+        with pytest.raises(pairs.Refused, match=r"01_a\.md cannot be read .*TAKE=ipynb"):
+            pairs.bring_in_step(tracked, take)
+    assert pairs.bring_in_step(tracked, ".ipynb") == [".md"]
+    assert tracked.read_bytes() == written
+
+
+def test_a_merge_that_was_committed_can_be_repaired(tracked):
+    path = tracked.with_suffix(".ipynb")
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGE["a merge"](path.read_text()))
+    git(tracked.parent, "commit", "-qam", "in haste")
+    path.write_bytes(whole.replace(b"x = 1", b"x = 2"))
+    assert pairs.bring_in_step(tracked) == [".md"] and sources(tracked) == ["# A", "x = 2"]
 
 
 def test_the_command_says_what_it_wrote_and_what_it_refused(tracked, monkeypatch, capsys):
