@@ -6,6 +6,7 @@ its ``program``. Neither depends on addresses or on the last bits of a number.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -157,6 +158,11 @@ class Store:
         self.ocp, self.identity = ocp, identity
         self.seen = seen or (lambda step: {})
         self.folder = Path(folder).resolve()
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(
+                errno.ENOTDIR, "checkpoints must be a folder, and this is a file", str(there)
+            )
         self.versions = {library: version(library) for library in _LIBRARIES}
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, create=True, enable_async_checkpointing=False

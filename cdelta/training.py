@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
-from cdelta import _check, _checkpoints
+from cdelta import _check, _checkpoints, _reads
 from cdelta.networks import BATCH
 
 Objective = Callable[[Any, PRNGKeyArray, Any], Float[Array, ""]]
@@ -413,11 +413,17 @@ def fit(
     later call with the same arguments goes on from the last one: to the same weights, bit for bit,
     as an uninterrupted run. A call with more ``steps`` goes on as well; one in which anything else
     that decides the result has changed (data, initial weights, objective, optimizer, ...) is
-    refused. A damaged checkpoint is passed over, with a warning, for the one before it.
+    refused. Two things are not seen: of a ``Stream`` only the batch of step 0 and the last one
+    before the checkpoint are compared, and single numbers, such as a learning rate, count as the
+    same when they agree to six digits. A damaged checkpoint is passed over, with a warning, for the
+    one before it.
+
+    Fits of one kind share a compilation, until something has changed that objective, optimizer,
+    sampler or network reads (a closure, a global): each call computes with what they read by then.
 
     Raises ValueError for empty or non-finite data, sizes that are not positive, state that cannot
-    be carried, or a folder that holds another run; OSError when no checkpoint in it is whole;
-    FloatingPointError when the loss is NaN or infinite, naming the step.
+    be carried, or a folder that holds another run; OSError when no checkpoint in it is whole, or
+    it is no folder; FloatingPointError when the loss is NaN or infinite, naming the step.
     """
     steps, batch = _check.count("steps", steps), _check.count("batch", batch)
     chunk, every = _check.count("chunk", chunk), _check.count("every", every)
@@ -437,6 +443,7 @@ def fit(
         optimizer=optimizer,
         ema=ema,
         sampler=sampler,
+        reads=_one_for(_reads.key(objective, optimizer, sampler, *_code(network))),
     )
 
     def batches(steps: Sequence[int]) -> PyTree:
@@ -517,9 +524,20 @@ def _batch_at(data: PyTree, key: PRNGKeyArray, batch: int) -> Callable[[int], Py
     return _array_batches(_checked(data), key, batch)
 
 
+def _code(network: nnx.Module) -> list:
+    """What the forward pass consists of besides arrays: classes, and static attributes."""
+    return [type(network), _attributes(network)]
+
+
+@functools.lru_cache(256)
+def _one_for(key: tuple) -> object:
+    """The same object for equal keys: every step compares it, and a key can be long."""
+    return object()
+
+
 @functools.partial(
     jax.jit,
-    static_argnames=("graph", "objective", "optimizer", "ema", "sampler", "length"),
+    static_argnames=("graph", "objective", "optimizer", "ema", "sampler", "reads", "length"),
     donate_argnames="state",
 )
 def _advance(
@@ -533,11 +551,13 @@ def _advance(
     optimizer: optax.GradientTransformation,
     ema: float,
     sampler: Callable | None,
+    reads: object,
     length: int,
 ) -> tuple[_State, Float[Array, " length"]]:
     """``length`` steps.
 
-    A function of its arguments alone, so that fits of the same kind share one compilation.
+    A function of its arguments alone, so that fits of the same kind share one compilation. ``jit``
+    knows callables by identity; ``reads`` is another object once they read something else.
     """
 
     def step(state: _State, batch: PyTree) -> tuple[_State, Array]:
@@ -607,7 +627,8 @@ def _looks_at_data(data: Any, key: PRNGKeyArray) -> dict[str, Any]:
     if isinstance(data, Stream):
         return _checkpoints.looks("data at step 0", data.batch_at(0))
     if callable(data):
-        return _checkpoints.looks("data for a fixed key", jax.jit(data)(key))
+        traced_anew = jax.jit(lambda key: data(key))  # jit has kept how it once traced ``data``
+        return _checkpoints.looks("data for a fixed key", traced_anew(key))
     return _checkpoints.looks("data", data)
 
 

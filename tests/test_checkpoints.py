@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from cdelta import _checkpoints, training
-from tests.test_training import KEY, Counted, Dropped, fit, mean_output, mlp, weights
+from tests.test_training import KEY, Counted, Dropped, fit, mean_output, mlp, reading, weights
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
@@ -238,6 +238,33 @@ def test_streams_samplers_and_constants_of_another_run_are_refused(tmp_path, our
     np.testing.assert_array_equal(run(checkpoints=tmp_path).losses, first.losses)
     with pytest.raises(ValueError, match=message):
         run(checkpoints=tmp_path, **theirs)
+
+
+@pytest.mark.parametrize("who", ["objective", "sampler", "network"])
+def test_a_run_that_reads_something_else_by_now_is_refused_in_the_same_process(tmp_path, who):
+    options, change = reading(who)
+    run = partial(
+        fit,
+        **{"network": mlp(), "data": ROWS, "key": KEY, "batch": 2, "steps": 2} | options,
+        checkpoints=tmp_path,
+    )
+    first = run()
+    try:
+        change(3.0)
+        with pytest.raises(ValueError, match="holds another run: its"):
+            run()
+    finally:
+        change(1.0)
+    np.testing.assert_array_equal(run().losses, first.losses)
+
+
+@pytest.mark.parametrize("below", [".", "run/1"])
+def test_a_file_where_the_folder_should_be_is_named(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("something else")
+    with pytest.raises(NotADirectoryError, match=r"must be a folder, and this is a file.*file"):
+        fit(mlp(), ROWS, KEY, batch=2, steps=2, checkpoints=file / below)
+    assert file.read_text() == "something else"
 
 
 def test_rounding_does_not_make_another_run(finished):

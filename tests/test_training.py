@@ -427,6 +427,84 @@ def test_fits_of_one_kind_compile_once():
     assert training._advance._cache_size() == before + 1
 
 
+FACTOR = 1.0
+
+
+class Reading(nnx.Module):
+    """A network whose forward pass reads a global, and calls a function that reads it."""
+
+    def __init__(self, function=None):
+        self.mlp, self.function = mlp(), function
+
+    def __call__(self, t, x):
+        return self.function(self.mlp(t, x)) if self.function else FACTOR * self.mlp(t, x)
+
+
+class Stretched:
+    """An objective with state."""
+
+    factor = 1.0
+
+    def __call__(self, network, key, batch):
+        return self.factor * training.loss(network, key, batch)
+
+
+def reading(who):
+    """Options of a fit of which ``who`` reads a number, at first 1, and what sets it."""
+    factor = 1.0
+
+    def change(new):
+        nonlocal factor
+        factor = new
+
+    def objective(network, key, batch):
+        return factor * training.loss(network, key, batch)
+
+    stretched = Stretched()
+    options = {
+        "objective": lambda: {"objective": objective},
+        "source": lambda: {
+            "objective": partial(
+                training.loss, source=lambda key, x: factor * jax.random.normal(key, x.shape)
+            )
+        },
+        "object": lambda: {"objective": stretched},
+        "sampler": lambda: {"data": lambda key: factor * jax.random.normal(key, (4, 1))},
+        "optimizer": lambda: {"optimizer": optax.sgd(lambda step: 0.01 * factor)},
+        "network": lambda: {"network": Reading()},
+        "attribute": lambda: {"network": Reading(lambda x: factor * x)},
+    }[who]()
+    setters = {
+        "object": lambda new: setattr(stretched, "factor", new),
+        "network": lambda new: globals().update(FACTOR=new),
+    }
+    return options, setters.get(who, change)
+
+
+@pytest.mark.parametrize(
+    "who", ["objective", "source", "object", "sampler", "optimizer", "network", "attribute"]
+)
+def test_a_fit_computes_with_what_is_read_by_now(who):
+    """Compiled once for each of its values, and the same as where nothing was compiled before."""
+    data = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
+    common = {"network": mlp(), "data": data, "key": KEY, "steps": 3, "batch": 4}
+    options, change = reading(who)
+    before, losses = training._advance._cache_size(), []
+    try:
+        for factor in (1.0, 1.0, 3.0, 3.0):
+            change(factor)
+            losses.append(fit(**common | options).losses)
+        assert training._advance._cache_size() == before + 2
+        training._advance.clear_cache()
+        expected = fit(**common | options).losses
+    finally:
+        change(1.0)
+    np.testing.assert_array_equal(losses[0], losses[1])
+    np.testing.assert_array_equal(losses[2], losses[3])
+    np.testing.assert_array_equal(losses[2], expected)
+    assert abs(losses[2] / losses[0] - 1).max() > 1e-3
+
+
 def test_a_fit_learns_the_velocity_between_two_gaussians():
     source, target = (
         Gaussian.standard(2),
