@@ -2,8 +2,8 @@
 
 ``jax.jit`` knows a function by its identity, traces it once and never looks at it again; a closure,
 a global or an attribute that changes afterwards would go unseen. The key of a function holds what
-it can read: its code, defaults and closure, the globals that its code names, the attributes of
-objects and of the user's own classes and modules, and so on from there. Numbers, strings,
+it can read: its code, defaults and closure, the globals that its code loads, the attributes of
+objects and of the user's own classes and modules, and so on from there. Numbers, strings, buffers,
 containers and small NumPy arrays count by value, all else by identity (or by its own ``==`` where
 it is hashable). Installed packages are constant: the walk stops there, but follows what their
 functions close over, since ``jax.vmap(v)`` reads what ``v`` reads.
@@ -12,7 +12,9 @@ The key holds references to what it names, so no identity is used twice.
 """
 
 import argparse
+import array
 import collections
+import dis
 import functools
 import hashlib
 import os
@@ -26,12 +28,13 @@ import jax
 import numpy as np
 from jax.tree_util import PyTreeDef
 
-LARGE = (
-    2**20
-)  # bytes of a NumPy array beyond which it counts by identity: hashing takes a millisecond
+# bytes of a NumPy array beyond which it counts by identity: hashing takes a millisecond
+LARGE = 2**20
 MANY = 10_000  # objects beyond which the walk stops and the rest counts by identity
 
 _PLAIN = {type(None), bool, int, str, bytes, type(...)}
+_BARE = {float, complex, list, tuple, dict, set, frozenset, np.ndarray}  # without attributes
+_Buffer = bytearray | array.array
 _Container = list | tuple | set | frozenset | collections.deque
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -45,6 +48,9 @@ class Held:
 
     def __init__(self, value: Any):
         self.value = value
+        if isinstance(value, jax.Array):  # says slowly that it cannot be hashed
+            self._hash, self.by_value = id(value), False
+            return
         try:
             self._hash, self.by_value = hash(value), True
         except TypeError:
@@ -97,12 +103,6 @@ def _walk(roots: tuple) -> Iterator[tuple[Any, Any]]:
 def _look(value: Any) -> tuple[Any, list]:
     """The token of one object, and the objects that it leads to."""
     kind = type(value)
-    if isinstance(value, float | complex):
-        return (kind, repr(value)), []  # as text: NaN equals itself, and 0.0 is not -0.0
-    if isinstance(value, np.generic):
-        return (kind, value.tobytes()), []
-    if isinstance(value, np.ndarray):
-        return _look_at_array(value)
     if isinstance(value, jax.Array | types.ModuleType):
         return Held(value), []
     if isinstance(value, PyTreeDef):
@@ -111,32 +111,69 @@ def _look(value: Any) -> tuple[Any, list]:
         return _look_at_function(value)
     if isinstance(value, types.MethodType):
         return kind, [value.__func__, value.__self__]
-    if isinstance(value, functools.partial):
-        return kind, [value.func, value.args, value.keywords]
     if isinstance(value, property):
         return kind, [value.fget]
     if isinstance(value, functools.cached_property):
         return kind, [value.func]
     if isinstance(value, type):
         return _look_at_class(value)
-    if isinstance(value, Mapping | _Container):
-        if len(value) > MANY:
-            return Held(value), []
-        items = value.items() if isinstance(value, Mapping) else [value]
-        return kind, [part for parts in items for part in parts]
+    content = _content(value)
+    if content is not None:
+        token, children = content
+        return token, children + _attributes(value)
     if not jax.tree_util.all_leaves([value]):
         leaves, structure = jax.tree.flatten(value)
         return kind, [structure, *leaves]
     return _look_at_instance(value)
 
 
-def _look_at_array(array):
-    if array.dtype.hasobject:
-        return (np.ndarray, array.shape), array.ravel().tolist()
-    if array.nbytes > LARGE:
-        return Held(array), []
-    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes()).digest()
-    return (np.ndarray, array.dtype, array.shape, digest), []
+def _content(value):
+    """The token of an object that counts by what it holds, and that; None for any other object."""
+    kind = type(value)
+    if isinstance(value, float | complex):
+        return (kind, repr(value)), []  # as text: NaN equals itself, and 0.0 is not -0.0
+    if isinstance(value, np.generic):
+        return (kind, value.tobytes()), []
+    if isinstance(value, np.ndarray):
+        return _look_at_array(value)
+    if isinstance(value, _Buffer):
+        return (kind, getattr(value, "typecode", ""), bytes(value)), []
+    if isinstance(value, functools.partial):
+        return kind, [value.func, value.args, value.keywords]
+    if isinstance(value, Mapping | _Container):
+        if len(value) > MANY:
+            return Held(value), []
+        items = value.items() if isinstance(value, Mapping) else [value]
+        return kind, [part for parts in items for part in parts]
+    return None
+
+
+def _attributes(value):
+    """What an object has besides its content: attributes, and a class of the user's own."""
+    kind = type(value)
+    if kind in _BARE:
+        return []
+    own = [kind, *_slots(value)] if _own_class(kind) else []
+    state = getattr(value, "__dict__", None) if own or kind is functools.partial else None
+    return [*own, state] if state else own
+
+
+def _slots(value):
+    return [
+        getattr(value, name, None)
+        for base in type(value).__mro__
+        for name in (base.__dict__.get("__slots__") or ())
+        if name != "__dict__"
+    ]
+
+
+def _look_at_array(values):
+    if values.dtype.hasobject:
+        return (np.ndarray, values.shape), values.ravel().tolist()
+    if values.nbytes > LARGE:
+        return Held(values), []
+    digest = hashlib.blake2b(np.ascontiguousarray(values).tobytes()).digest()
+    return (np.ndarray, values.dtype, values.shape, digest), []
 
 
 def _look_at_function(function):
@@ -145,10 +182,10 @@ def _look_at_function(function):
     code = function.__code__
     if _installed(code.co_filename):
         return Held(function), cells
-    names, scope = _names(code), function.__globals__
+    (names, members), scope = _names(code), function.__globals__
     known = tuple(name for name in names if name in scope)
-    read = [part for name in known for part in _opened(scope[name], names)]
-    cells = [part for cell in cells for part in _opened(cell, names)]
+    read = [part for name in known for part in _opened(scope[name], members)]
+    cells = [part for cell in cells for part in _opened(cell, members)]
     state = [function.__defaults__, function.__kwdefaults__, vars(function)]
     return (Held(function), code, known), [*cells, *read, *state]
 
@@ -160,14 +197,25 @@ def _contents(cell):
         return None
 
 
+_GLOBALS, _MEMBERS = {"LOAD_GLOBAL", "LOAD_NAME"}, {"LOAD_ATTR", "LOAD_METHOD"}
+
+
 @functools.lru_cache(4096)
 def _names(code):
-    """The names of globals and attributes in the code, also in the functions that it defines."""
-    names = dict.fromkeys(code.co_names)
+    """The names of globals and those of attributes that the code loads, also in the functions that
+    it defines."""
+    names, members = {}, {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _GLOBALS:
+            names[instruction.argval] = None
+        elif instruction.opname in _MEMBERS:
+            members[instruction.argval] = None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names(constant)))
-    return tuple(names)
+            inner_names, inner_members = _names(constant)
+            names.update(dict.fromkeys(inner_names))
+            members.update(dict.fromkeys(inner_members))
+    return tuple(names), tuple(members)
 
 
 def _opened(value, names, outer=()):
@@ -193,13 +241,7 @@ def _look_at_instance(value):
     state = getattr(value, "__dict__", None)
     if not _own_class(type(value)) and not isinstance(value, _NAMESPACES):
         return Held(value), [state["__wrapped__"]] if state and "__wrapped__" in state else []
-    slots = [
-        getattr(value, name, None)
-        for base in type(value).__mro__
-        for name in (base.__dict__.get("__slots__") or ())
-        if name != "__dict__"
-    ]
-    return Held(value), [type(value), state, *slots]
+    return Held(value), [type(value), state, *_slots(value)]
 
 
 def _look_at_structure(structure):

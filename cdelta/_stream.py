@@ -227,7 +227,9 @@ def _batch_sums(f, key_data, start, stop, **settings) -> Sums:
     Raises ValueError naming the first sample that is not finite.
     """
     platform = settings["mesh"].devices.flat[0].platform
-    batch = _compiled(platform)(f, key_data, np.uint32(start), np.uint32(stop), **settings)
+    leaves, structure = jax.tree.flatten(f)
+    program = _compiled(platform, structure)
+    batch = program(leaves, key_data, np.uint32(start), np.uint32(stop), **settings)
     if not _check.concrete(*batch):
         raise ValueError(_TRACED)
     if int(batch.bad) < stop:
@@ -261,11 +263,16 @@ class _Batch(NamedTuple):
     bad: jax.Array  # [], the first sample that is not finite, or stop
 
 
-@functools.cache
-def _compiled(platform: str) -> Callable:
+@functools.lru_cache(64)
+def _compiled(platform: str, structure: Any) -> Callable:
+    """The program for all f of one structure: what is no longer used takes its constants along."""
+
+    def sum_batch(leaves, *arguments, **settings):
+        return _sum_batch(structure.unflatten(leaves), *arguments, **settings)
+
     names = ("statistic", "antithetic", "blocks", "batch", "mesh", "impl")
     options = CPU_OPTIONS if platform == "cpu" else None
-    return jax.jit(_sum_batch, static_argnames=names, compiler_options=options)
+    return jax.jit(sum_batch, static_argnames=names, compiler_options=options)
 
 
 def _sum_batch(f, key_data, start, stop, *, statistic, antithetic, blocks, batch, mesh, impl):

@@ -2,10 +2,13 @@
 ways."""
 
 import functools
+import gc
 import itertools
 import re
+import weakref
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +16,8 @@ import pytest
 from flax import nnx
 
 import cdelta
-from cdelta import gaussian, jacobian
-from cdelta.flow import _CONVENTIONS, CPU_OPTIONS
+from cdelta import _stream, gaussian, jacobian
+from cdelta.flow import _CONVENTIONS, CPU_OPTIONS, _program
 from tests import laws
 
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 5}
@@ -326,6 +329,38 @@ def test_a_flow_follows_what_its_velocity_reads_and_is_traced_once_for_each_stat
         assert seen[1] > max(seen[2:]) == seen[2], seen
 
 
+def test_what_a_velocity_no_longer_reads_is_let_go_with_its_program():
+    reads = [None]
+    flow = cdelta.Flow(lambda t, x: reads[0] * x, "euler", 1)
+    f = jax.tree_util.Partial(lambda x: reads[0] * x)
+    past = []
+    for rate in (1.0, 2.0, 3.0):
+        reads[0] = jnp.full(3, rate)
+        past.append(weakref.ref(reads[0]))
+        np.testing.assert_array_equal(flow(X0), X0 + rate * X0)
+        cdelta.dependence.wiggle_moment(f, jax.random.key(0), 3, 1)
+    for programs in (_program, _stream._compiled):
+        assert programs.cache_info().maxsize == 64
+        programs.cache_clear()  # stands for 64 others
+    gc.collect()
+    assert [array() is None for array in past] == [True, True, False]
+
+
+def test_flows_alike_share_a_program_under_transformations_too():
+    traces = itertools.count()
+
+    def velocity(t, x):
+        next(traces)
+        return -x
+
+    counts = []
+    for _ in range(2):
+        for way in (lambda flow: flow, jax.jacfwd, jax.jacrev):
+            way(cdelta.Flow(velocity, "euler", 2))(X0)
+        counts.append(next(traces))
+    assert counts[1] == counts[0] + 1  # the number of this look
+
+
 class Layer(nnx.Module):
     def __init__(self, layer):
         self.layer = layer
@@ -354,6 +389,11 @@ def linear_of(t, x):
             r"fits as lambda t, x: v\(x\[None\], t\[None\]\)\[0\]$",
         ),
         (lambda t, x: x * t[0], r"fits as lambda t, x: v\(t\[None\], x\)$"),
+        (
+            functools.partial(lambda drop, t, x: drop(x), eqx.nn.Dropout(0.5)),
+            r"a key.*Dropout in training mode: pass equinox.nn.inference_mode\(network\)$",
+        ),
+        (lambda t, x: {}["rate"] * x, r"it raised KeyError: 'rate'\.$"),
         (
             Layer(nnx.BatchNorm(3, rngs=nnx.Rngs(0))),
             r"BatchNorm in training mode: call network.eval\(\) first$",
@@ -394,6 +434,41 @@ def test_what_is_advised_is_what_adapts():
             np.testing.assert_allclose(adapted(t, x), -t * x)
 
 
+class Dropping(eqx.Module):
+    """Its own __init__ leaves a field to the default of the class."""
+
+    drop: eqx.nn.Dropout
+    rate: float = 2.0
+
+    def __init__(self):
+        self.drop = eqx.nn.Dropout(0.5)
+
+    def __call__(self, t, x):
+        return self.drop(self.rate * x)
+
+
+def test_layers_of_equinox_in_evaluation_are_velocities_as_those_in_training_are_not():
+    network = Dropping()
+    for velocity in (network, lambda t, x: network(t, x)):
+        with pytest.raises(ValueError, match=r"Dropout in training mode: pass equinox.nn.infer"):
+            cdelta.Flow(velocity)(X0)
+    flow = cdelta.Flow(eqx.nn.inference_mode(Dropping()), "euler", 1)
+    np.testing.assert_allclose(flow(X0), 3 * X0, rtol=1e-6)
+
+
+def test_a_velocity_that_fails_once_is_not_said_to_be_of_another_convention():
+    fails = iter([True])
+
+    def velocity(t, x):
+        if next(fails, False):
+            raise ValueError("not yet")
+        return -x
+
+    with pytest.raises(ValueError, match=r"it raised ValueError: not yet\. ") as caught:
+        cdelta.Flow(velocity)(X0)
+    assert "fits as" not in str(caught.value)
+
+
 def test_layers_of_flax_in_evaluation_are_velocities():
     for layer in (nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Dropout(0.5)):
         network = Layer(layer)
@@ -406,7 +481,7 @@ def test_layers_of_flax_in_evaluation_are_velocities():
     "velocity",
     [
         lambda x, t: -t * x,
-        lambda y, s: -s * y,
+        lambda xt, time: -time * xt,
         jax.jit(lambda x, t: -t * x),
         functools.partial(lambda rate, x, t: rate * x, 2.0),
         (lambda state, time, label=0: state),
@@ -422,6 +497,8 @@ def test_parameters_named_in_the_other_order_are_refused(velocity):
     [
         lambda t, x: x,
         lambda s, y: y,
+        lambda y, s: s,
+        lambda x, tau: tau,
         lambda a, b: b,
         lambda time, state: state,
         lambda *args: args[1],

@@ -1,5 +1,6 @@
 """What a function reads: every change that it could see changes its key, and nothing else does."""
 
+import array
 import dataclasses
 import functools
 import math
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cdelta
 from cdelta import _reads
 
 rate = 1.0
+mean = 1.0  # named as an attribute is, and read by nobody
 
 
 def reads_a_global(t, x):
@@ -107,6 +110,36 @@ def of_an_object(make=Scaled, wrap=lambda value: value):
     return wrap(value), lambda: setattr(value, "rate", 2.0)
 
 
+class ListWithRate(list):
+    factor = 1.0
+
+
+class DictWithRate(dict):
+    pass
+
+
+class FloatWithRate(float):
+    pass
+
+
+class ArrayWithRate(np.ndarray):
+    pass
+
+
+def with_an_attribute(value):
+    value.rate = 1.0
+    return closing_over(value), lambda: setattr(value, "rate", 2.0)
+
+
+def in_a_buffer(values):
+    return closing_over(values), lambda: values.__setitem__(0, 2)
+
+
+def of_the_class_of_a_list():
+    values = ListWithRate([1.0])
+    return closing_over(values), lambda: setattr(ListWithRate, "factor", 2.0)
+
+
 def of_a_class():
     return Scaled(1.0), lambda: setattr(Scaled, "factor", 2.0)
 
@@ -168,6 +201,14 @@ CHANGES = {
     "a member of a module": of_a_module,
     "a namespace": of_a_namespace,
     "an entry of an array": in_an_array,
+    "an entry of a bytearray": lambda: in_a_buffer(bytearray(b"abc")),
+    "an entry of an array of Python's": lambda: in_a_buffer(array.array("d", [1.0])),
+    "an attribute of a list": lambda: with_an_attribute(ListWithRate([1.0])),
+    "an attribute of the class of a list": of_the_class_of_a_list,
+    "an attribute of a dict": lambda: with_an_attribute(DictWithRate(a=1.0)),
+    "an attribute of a float": lambda: with_an_attribute(FloatWithRate(1.0)),
+    "an attribute of an array": lambda: with_an_attribute(np.zeros(2).view(ArrayWithRate)),
+    "an attribute of a partial": lambda: with_an_attribute(functools.partial(reads_a_global)),
     "a default": by_default,
     "the code (as autoreload changes it)": in_its_code,
     "a global read by a module of equinox": of_a_pytree,
@@ -184,6 +225,7 @@ CHANGES = {
 def restored(monkeypatch):
     monkeypatch.setitem(globals(), "rate", 1.0)
     monkeypatch.setattr(Scaled, "factor", 1.0)
+    monkeypatch.setattr(ListWithRate, "factor", 1.0)
 
 
 @pytest.mark.parametrize("what", CHANGES)
@@ -208,6 +250,53 @@ def test_what_is_not_read_does_not_count():
     globals()["unrelated"] = object()
     assert _reads.key(velocity) == before
     del globals()["unrelated"]
+
+
+def test_an_attribute_is_not_the_global_of_its_name_nor_a_global_the_member(monkeypatch):
+    settings = settings_of(rate=1.0, mean=1.0)
+
+    def velocity(t, x):
+        return [rate * x.mean() for _ in range(2)] + [settings.mean]  # rate is in another function
+
+    before = _reads.key(velocity)
+    monkeypatch.setitem(globals(), "mean", 2.0)
+    settings.rate = 2.0
+    assert _reads.key(velocity) == before
+    settings.mean = 2.0
+    changed = _reads.key(velocity)
+    assert changed != before
+    monkeypatch.setitem(globals(), "rate", 2.0)
+    assert _reads.key(velocity) != changed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "x64"),
+    [
+        (np.float32, (3,), False),
+        (np.int32, (3,), False),
+        (np.float64, (3,), True),
+        (np.float64, (), True),
+    ],
+)
+def test_an_array_changed_in_place_gives_its_new_value_in_either_precision(dtype, shape, x64):
+    with jax.enable_x64(x64):
+        rates, x = np.ones(shape, dtype), np.ones(3, np.float32)
+        flow = cdelta.Flow(lambda t, x: rates * x, "euler", 1)
+        for rate in (1, 2, 1):
+            rates[...] = rate
+            np.testing.assert_array_equal(flow(x), (1 + rate) * x)
+        # transformed, what was traced before is compiled anew
+        np.testing.assert_array_equal(jax.jacfwd(flow)(x), 2 * np.eye(3))
+
+
+def test_an_array_changed_in_place_is_seen_by_an_estimator():
+    with jax.enable_x64(False):
+        rates = np.ones(2, np.float32)
+        f = jax.tree_util.Partial(lambda x: rates * x)
+        for rate in (1, 2):
+            rates[...] = rate
+            moment = cdelta.dependence.wiggle_moment(f, jax.random.key(0), 2, 1)
+            np.testing.assert_array_equal(moment.matrix, rate**2 * np.eye(2))
 
 
 def test_numbers_count_by_value_and_arrays_of_jax_by_identity():
