@@ -125,16 +125,9 @@ def distance(network, key, batch):
 
 def test_gradient_descent_and_average_follow_their_recursions():
     data, rate, steps, ema = np.arange(10.0), 0.1, 30, 0.6
-    result = fit(
-        Number(),
-        data,
-        KEY,
-        steps=steps,
-        batch=10,
-        objective=distance,
-        optimizer=optax.sgd(rate),
-        ema=0,
-    )
+    optimizer = optax.sgd(rate)
+    options = {"steps": steps, "batch": 10, "objective": distance, "optimizer": optimizer}
+    result = fit(Number(), data, KEY, ema=0, **options)
     w = [4.5 + (3.0 - 4.5) * (1 - 2 * rate) ** k for k in range(steps + 1)]
     np.testing.assert_allclose(result.network.w[...], w[-1], atol=1e-12)
     np.testing.assert_allclose(
@@ -145,16 +138,7 @@ def test_gradient_descent_and_average_follow_their_recursions():
     for k in range(steps):
         keep = min(ema, (1 + k) / (10 + k))
         average = keep * average + (1 - keep) * w[k + 1]
-    result = fit(
-        Number(),
-        data,
-        KEY,
-        steps=steps,
-        batch=10,
-        objective=distance,
-        optimizer=optax.sgd(rate),
-        ema=ema,
-    )
+    result = fit(Number(), data, KEY, ema=ema, **options)
     np.testing.assert_allclose(result.network.w[...], average, atol=1e-12)
 
 
