@@ -38,10 +38,12 @@ GROUPS = {
 }
 VERDICTS = {
     "reproduced": "the paper's claim holds as stated",
+    "in part": "some of what it says holds, the rest does not or is not decided",
+    "undecided": "what was measured does not tell",
     "corrected": "it does not hold as stated, and the form given here does",
     "derived": "a result of this project, verified",
-    "open": "no notebook has decided it yet",
     "not run here": "with the reason",
+    "open": "no notebook has measured it yet",
     "missed": "a measured value misses its bound",
 }
 
@@ -50,11 +52,27 @@ VERDICTS = {
 
 
 def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    """What the records say about a claim. A claim without any is open (or was not run here); it
-    never passes."""
+    """What the records say about a claim.
+
+    Checks must pass. The verdict then follows from the claim's deciding measurements: all hold,
+    some do, none does (what the checks verify is then the right form), or they do not tell. Where
+    none was needed (a theorem), the checks are of the statement itself. A claim without any record
+    is open, or was not run here; it never passes.
+    """
     if not records:
         return "not run here" if claim.get("not_run") else "open"
-    return claim["when_passed"] if all(record["passed"] for record in records) else "missed"
+    checks = [record for record in records if "outcome" not in record]
+    if not all(record["passed"] for record in checks):
+        return "missed"
+    outcomes = {record["outcome"] for record in records if "outcome" in record}
+    measured = {record["quantity"] for record in records}
+    if not set(claim.get("decided_by", ())) <= measured:
+        outcomes.add("undecided")
+    if outcomes <= {"holds"}:
+        return "reproduced" if claim["origin"] == "paper" else "derived"
+    if "holds" in outcomes:
+        return "in part"
+    return "corrected" if outcomes == {"fails"} and checks else "undecided"
 
 
 def scorecard(
@@ -113,9 +131,17 @@ def row(
         bound = record["bound"]
         low, high = bound if isinstance(bound, list) else (None, bound)
         measured = ledger.describe(record["value"], record["stderr"])
-        mark = "" if record["passed"] else " **missed**"
         quantity = f"{escape(record['quantity'])}: [{measured}]{{.cd-number}}"
-        lines.append(f"    - {quantity} {ledger.describe_bound(low, high)}{mark}")
+        asked = ledger.describe_bound(low, high)
+        if "outcome" in record:
+            asked = f"asked {asked}: **{record['outcome']}**"
+        elif not record["passed"]:
+            asked += " **missed**"
+        lines.append(f"    - {quantity} {asked}")
+        for null in record.get("null", []):
+            beside = f"beside it, {escape(null['name'])}"
+            number = ledger.describe(null["value"], null["stderr"])
+            lines.append(f"      - {beside}: [{number}]{{.cd-number}}")
     lines += ["", f"    [{claim['where']}]{{.cd-where}}", f"  - {badge(outcome)}", ""]
     recorded = dict.fromkeys(record["notebook"] for record in records)
     links = ", ".join(f"[chapter {name[:2]}](/{EXECUTED}{name}.ipynb)" for name in recorded)
@@ -218,7 +244,7 @@ def prepare(app: Sphinx, config: Any) -> None:
                 record["notebook"],
                 record["claim"],
             )
-        elif not record["passed"]:
+        elif not record["passed"] and "outcome" not in record:
             LOGGER.warning(
                 "%s: %s misses its bound: %s",
                 record["notebook"],

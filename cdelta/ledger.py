@@ -1,32 +1,35 @@
-"""Claims and what was measured about them: check, record, read.
+"""Claims and what was measured about them: check, decide, record, read.
 
-A notebook calls :func:`check` where it verifies a claim. The line it prints is what a reader sees;
-the record goes to the file named by the environment variable ``CDELTA_LEDGER`` when there is one,
-and the book's scorecard is made from those records. Claims are the keys of ``book/claims.yml``
-(``CDELTA_CLAIMS`` names another file); away from the book, where there is no such file, an id needs
-only to look like one.
+A notebook calls :func:`check` for what must hold (a theorem, an identity, the quality of a
+network) and :func:`decide` for what a claim says and a measurement may refute. The line that
+either prints is what a reader sees; the record goes to the file named by the environment variable
+``CDELTA_LEDGER`` when there is one, and the book's scorecard derives its verdicts from those
+records. Claims are the keys of ``book/claims.yml`` (``CDELTA_CLAIMS`` names another file); away
+from the book, where there is no such file, an id needs only to look like one.
 """
 
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cdelta._extras import optional
 
-__all__ = ["ClaimError", "check", "claims", "read"]
+__all__ = ["ClaimError", "check", "claims", "decide", "read"]
 
 Number = float | int
+Null = Mapping[str, Number | tuple[Number, Number]]
 
 _ID = re.compile(r"[TELC][1-9][0-9]?'?")
+SURE = 2  # standard errors by which an estimate must clear a bound
 
 
 class ClaimError(AssertionError):
-    """A measured value misses its bound."""
+    """A measured value misses its bound, or what should miss it does not."""
 
 
 def check(
@@ -36,6 +39,7 @@ def check(
     bound: Number | tuple[Number | None, Number | None],
     *,
     stderr: Any = None,
+    null: Null | None = None,
 ) -> None:
     r"""Record that ``quantity`` came out as ``value``, print one line, and raise when the bound is
     missed.
@@ -50,37 +54,67 @@ def check(
         value: a number, or an array of one element.
         bound: the largest acceptable value, or a pair (low, high).
         stderr: the standard error of the value when it was estimated from samples.
+        null: what the same measurement gives for something that should fail,
+            ``{"another digit": 0.52}`` or ``{"another digit": (value, stderr)}``. A null misses the
+            bound when it does so by two of its standard errors.
 
     Raises:
         ValueError: for an unknown claim, an empty quantity, or arguments that are not numbers.
-        ClaimError: when the value misses the bound (it is recorded first).
+        ClaimError: when the value misses the bound, or a null does not (it is recorded first).
     """
-    _known(claim_id)
-    if not isinstance(quantity, str) or not quantity.strip():
-        raise ValueError(f"quantity must say in words what was measured, got {quantity!r}")
-    value = _number("value", value)
-    error = None if stderr is None else _number("stderr", stderr)
-    if error is not None and not error >= 0:
-        raise ValueError(f"stderr must be at least 0, got {error}")
-    low, high = _bounds(bound)
+    record, low, high, null = _measured(claim_id, quantity, value, bound, stderr, null)
     # Written so that a comparison with NaN fails.
-    passed = (
-        (low is None or value >= low) and (high is None or value <= high) and not math.isnan(value)
-    )
-    _append(
-        {
-            "claim": claim_id,
-            "quantity": quantity,
-            "value": value,
-            "bound": high if low is None else [low, high],
-            "stderr": error,
-            "passed": passed,
-        }
-    )
-    line = f"{claim_id} · {quantity}: {describe(value, error)}"
-    if not passed:
+    met = _surely_within(record["value"], 0.0, low, high)
+    passing = _passing(null, low, high)
+    _append({**record, "passed": met and not passing})
+    line = _line(record)
+    if not met:
         raise ClaimError(f"MISSED {line}, but the bound is {describe_bound(low, high)}")
-    print(f"PASS {line} {describe_bound(low, high)}")
+    if passing:
+        raise ClaimError(
+            f"MISSED {line} {describe_bound(low, high)}: so does {' and '.join(passing)}, and the "
+            "check decides nothing"
+        )
+    print(f"PASS {line} {describe_bound(low, high)}{_beside(null)}")
+
+
+def decide(
+    claim_id: str,
+    quantity: str,
+    value: Any,
+    bound: Number | tuple[Number | None, Number | None],
+    *,
+    stderr: Any = None,
+    null: Null | None = None,
+) -> str:
+    """Record what a measurement says of a claim as it was stated: ``"holds"``, ``"fails"`` or
+    ``"undecided"``.
+
+    The claim holds when the value meets the bound by two standard errors, fails when it misses it
+    by as many, and is undecided between, as where a null meets the bound too. Nothing is raised for
+    a claim that fails: the verdict on the scorecard follows from what is recorded.
+
+    Arguments are those of :func:`check`.
+
+    Raises:
+        ValueError: as :func:`check`.
+        ClaimError: when the value is NaN, which says nothing of any claim.
+    """
+    record, low, high, null = _measured(claim_id, quantity, value, bound, stderr, null)
+    if math.isnan(record["value"]):
+        raise ClaimError(f"NOT MEASURED {claim_id} · {quantity}: the value is NaN")
+    margin = SURE * (record["stderr"] or 0.0)
+    passing = _passing(null, low, high)
+    if _surely_within(record["value"], margin, low, high):
+        outcome = "undecided" if passing else "holds"
+    else:
+        outcome = "undecided" if _touches(record["value"], margin, low, high) else "fails"
+    _append({**record, "outcome": outcome, "passed": outcome == "holds"})
+    why = f"; so does {' and '.join(passing)}" if outcome == "undecided" and passing else ""
+    print(
+        f"{outcome.upper()} {_line(record)}, asked {describe_bound(low, high)}{_beside(null)}{why}"
+    )
+    return outcome
 
 
 def describe(value: Number, stderr: Number | None = None) -> str:
@@ -166,6 +200,82 @@ def _known(claim_id: str) -> None:
             raise ValueError(f"claim_id must look like T3, E5, L2 or C3', got {claim_id!r}")
     elif claim_id not in known:
         raise ValueError(f"claim_id must be one of {', '.join(known)}, got {claim_id!r}")
+
+
+def _measured(
+    claim_id: str, quantity: str, value: Any, bound: Any, stderr: Any, null: Null | None
+) -> tuple[dict[str, Any], float | None, float | None, list[dict[str, Any]]]:
+    """The record of a measurement, without what follows from it; the sides of its bound; its
+    nulls."""
+    _known(claim_id)
+    if not isinstance(quantity, str) or not quantity.strip():
+        raise ValueError(f"quantity must say in words what was measured, got {quantity!r}")
+    low, high = _bounds(bound)
+    record = {
+        "claim": claim_id,
+        "quantity": quantity,
+        "value": _number("value", value),
+        "bound": high if low is None else [low, high],
+        "stderr": _stderr(stderr),
+    }
+    nulls = _nulls(null)
+    return record | ({"null": nulls} if nulls else {}), low, high, nulls
+
+
+def _nulls(null: Any) -> list[dict[str, Any]]:
+    if null is None:
+        return []
+    if not isinstance(null, Mapping) or not null:
+        raise ValueError(f"null must map names to values or (value, stderr), got {null!r}")
+    found = []
+    for name, entry in null.items():
+        value, error = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+        value = _number(f"null {name!r}", value)
+        found.append({"name": str(name), "value": value, "stderr": _stderr(error)})
+    return found
+
+
+def _stderr(stderr: Any) -> float | None:
+    if stderr is None:
+        return None
+    error = _number("stderr", stderr)
+    if not error >= 0:
+        raise ValueError(f"stderr must be at least 0, got {error}")
+    return error
+
+
+def _surely_within(value: float, margin: float, low: float | None, high: float | None) -> bool:
+    return (
+        (low is None or value - margin >= low)
+        and (high is None or value + margin <= high)
+        and (not math.isnan(value))
+    )
+
+
+def _touches(value: float, margin: float, low: float | None, high: float | None) -> bool:
+    """Whether some number within ``margin`` of the value meets the bound; NaN may be any number."""
+    return not (
+        (low is not None and value + margin < low) or (high is not None and value - margin > high)
+    )
+
+
+def _passing(null: list[dict[str, Any]], low: float | None, high: float | None) -> list[str]:
+    """Names of the nulls that do not clearly miss the bound."""
+    return [
+        entry["name"]
+        for entry in null
+        if _touches(entry["value"], SURE * (entry["stderr"] or 0.0), low, high)
+    ]
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    measured = describe(record["value"], record["stderr"])
+    return f"{record['claim']} · {record['quantity']}: {measured}"
+
+
+def _beside(null: list[dict[str, Any]]) -> str:
+    named = [f"{entry['name']}: {describe(entry['value'], entry['stderr'])}" for entry in null]
+    return f" (beside it, {'; '.join(named)})" if named else ""
 
 
 def _number(name: str, value: Any) -> float:

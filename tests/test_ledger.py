@@ -114,6 +114,77 @@ def test_bad_stderr(record, stderr):
     assert record() == []
 
 
+@pytest.mark.parametrize(
+    ("value", "stderr", "bound", "outcome"),
+    [
+        (0.65, None, (0.5, None), "holds"),
+        (0.65, 0.07, (0.5, None), "holds"),
+        (0.65, 0.08, (0.5, None), "undecided"),  # 1.9 standard errors above
+        (0.45, 0.03, (0.5, None), "undecided"),
+        (0.45, 0.02, (0.5, None), "fails"),
+        (0.45, None, (0.5, None), "fails"),
+        (0.5, None, (0.5, None), "holds"),
+        (2.5, None, (-3, 3), "holds"),
+        (-3.5, None, (-3, 3), "fails"),
+        (0.0, 1.0, (-1, 1), "undecided"),  # an interval wider than the bound
+        (math.inf, None, 1, "fails"),
+        (1.0, math.inf, 1, "undecided"),
+    ],
+)
+def test_decision_by_two_standard_errors(record, capsys, value, stderr, bound, outcome):
+    assert ledger.decide("E5", "agreement", value, bound, stderr=stderr) == outcome
+    assert capsys.readouterr().out.startswith(f"{outcome.upper()} E5 · agreement: ")
+    entry = record()[0]
+    assert entry["outcome"] == outcome and entry["passed"] is (outcome == "holds")
+
+
+def test_a_measurement_that_is_none_decides_nothing(record):
+    with pytest.raises(ledger.ClaimError, match="NaN"):
+        ledger.decide("E5", "agreement", math.nan, (0.5, None))
+    assert record() == []
+
+
+@pytest.mark.parametrize(
+    ("null", "outcome"),
+    [
+        ({"shuffled": 0.1}, "holds"),
+        ({"shuffled": 0.1, "another digit": 0.6}, "undecided"),
+        ({"another digit": (0.4, 0.04)}, "holds"),
+        ({"another digit": (0.4, 0.06)}, "undecided"),  # it may well pass
+        ({"another digit": math.nan}, "undecided"),
+    ],
+)
+def test_what_its_null_passes_is_undecided(record, null, outcome, capsys):
+    assert ledger.decide("E5", "agreement", 0.8, (0.5, None), null=null) == outcome
+    assert [entry["name"] for entry in record()[0]["null"]] == list(null)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in null)
+
+
+def test_a_claim_that_fails_does_so_whatever_its_null(record):
+    assert ledger.decide("E5", "agreement", 0.2, (0.5, None), null={"a": 0.9}) == "fails"
+
+
+def test_a_check_that_its_null_passes_is_missed(record, capsys):
+    ledger.check("E5", "agreement", 0.8, (0.5, None), null={"shuffled": (0.1, 0.1)})
+    assert capsys.readouterr().out == (
+        "PASS E5 · agreement: 0.8 ≥ 0.5 (beside it, shuffled: 0.10 ± 0.10)\n"
+    )
+    with pytest.raises(ledger.ClaimError, match="so does shuffled, and the check decides nothing"):
+        ledger.check("E5", "agreement", 0.8, (0.5, None), null={"shuffled": (0.3, 0.1)})
+    assert [entry["passed"] for entry in record()] == [True, False]
+    assert record()[0]["null"] == [{"name": "shuffled", "value": 0.1, "stderr": 0.1}]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("null", [{}, 0.5, [0.5], {"a": "b"}, {"a": (1, -1)}, {"a": (1, 2, 3)}])
+@pytest.mark.parametrize("function", [ledger.check, ledger.decide])
+def test_bad_null(record, function, null):
+    with pytest.raises(ValueError, match=r"null|stderr"):
+        function("T1", "q", 0, 1, null=null)
+    assert record() == []
+
+
 def test_claims_are_those_of_the_nearest_book(record, tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "claims.yml").write_text('T1: {}\n"C3\'": {}\n')

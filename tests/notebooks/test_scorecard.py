@@ -35,24 +35,56 @@ def test_every_claim_of_the_paper_and_of_this_project_is_listed():
     counts = {"T": 18, "E": 7, "L": 6, "C": 8}
     numbered = [f"{letter}{i + 1}" for letter, count in counts.items() for i in range(count)]
     assert sorted(CLAIMS) == sorted([*numbered, "E6'", "C3'"])
-    needed = {"statement", "where", "chapter", "when_passed"}
+    needed = {"statement", "where", "chapter", "origin"}
     for claim in CLAIMS.values():
-        assert needed <= set(claim) <= {*needed, "not_run"}
-        assert claim["when_passed"] in ("reproduced", "corrected", "derived")
+        assert needed <= set(claim) <= {*needed, "decided_by", "not_run"}
+        assert claim["origin"] in ("paper", "question", "project")
+
+
+def decided(outcome, quantity="an agreement"):
+    return record("E5", passed=outcome == "holds", outcome=outcome, quantity=quantity)
+
+
+MISSED, PASSED = record("T1", passed=False), record("T1")
+HOLDS, FAILS, UNDECIDED = (decided(outcome) for outcome in ("holds", "fails", "undecided"))
 
 
 @pytest.mark.parametrize(
-    ("claim", "records", "outcome"),
+    ("origin", "records", "outcome"),
     [
-        ({"when_passed": "reproduced"}, [], "open"),
-        ({"when_passed": "reproduced", "not_run": "no GPU"}, [], "not run here"),
-        ({"when_passed": "corrected"}, [record("T1")], "corrected"),
-        ({"when_passed": "derived", "not_run": "no GPU"}, [record("T1"), record("T1")], "derived"),
-        ({"when_passed": "derived"}, [record("T1"), record("T1", passed=False)], "missed"),
+        ("paper", [], "open"),
+        ("paper", [PASSED], "reproduced"),
+        ("project", [PASSED, PASSED], "derived"),
+        ("question", [PASSED, HOLDS], "derived"),
+        ("paper", [PASSED, MISSED], "missed"),
+        ("paper", [HOLDS, MISSED], "missed"),
+        ("paper", [HOLDS], "reproduced"),
+        ("paper", [HOLDS, PASSED, FAILS], "in part"),
+        ("paper", [HOLDS, UNDECIDED], "in part"),
+        ("project", [HOLDS, FAILS], "in part"),
+        ("paper", [UNDECIDED, PASSED], "undecided"),
+        ("paper", [FAILS, UNDECIDED, PASSED], "undecided"),
+        ("paper", [FAILS, FAILS, PASSED], "corrected"),
+        # false as stated, and nothing measured in its place
+        ("paper", [FAILS], "undecided"),
     ],
 )
-def test_verdict(claim, records, outcome):
-    assert companion.verdict(claim, records) == outcome
+def test_verdict_follows_from_what_was_measured(origin, records, outcome):
+    assert companion.verdict({"origin": origin}, records) == outcome
+
+
+def test_verdict_of_what_was_not_run():
+    claim = {"origin": "paper", "not_run": "no GPU"}
+    assert companion.verdict(claim, []) == "not run here"
+    assert companion.verdict(claim, [PASSED]) == "reproduced"
+
+
+def test_a_claim_is_undecided_without_the_measurement_that_it_names():
+    claim = {"origin": "paper", "decided_by": ["an agreement"]}
+    assert companion.verdict(claim, [PASSED]) == "undecided"
+    assert companion.verdict(claim, [PASSED, HOLDS]) == "reproduced"
+    assert companion.verdict(claim, [PASSED, FAILS]) == "corrected"
+    assert companion.verdict(claim, [PASSED, decided("holds", "another")]) == "in part"
 
 
 def test_scorecard_shows_what_was_measured():
@@ -71,7 +103,18 @@ def test_scorecard_shows_what_was_measured():
     assert "[derived]" in found["C3'"] and "[chapter 06](/book/executed/06_b.ipynb)" in found["C3'"]
     assert "[open]" in found["T2"] and "an error" not in found["T2"]
     assert "[not run here]" in found["E6'"] and "it needs the images and a GPU" in found["E6'"]
-    assert "**1** the paper's claim holds" in text and "**38** no notebook has decided it" in text
+    assert "**1** the paper's claim holds" in text and "**38** no notebook has measured it" in text
+
+
+def test_scorecard_shows_what_was_decided_and_beside_what():
+    null = [{"name": "another digit", "value": 0.52, "stderr": 0.031}]
+    decision = record(
+        "E5", 0.65, bound=[0.8, None], stderr=0.02, passed=False, outcome="fails", null=null
+    )
+    row = rows(companion.scorecard(CLAIMS, [decision], {"01_a": "A"}))["E5"]
+    assert "an error: [0.650 ± 0.020]{.cd-number} asked ≥ 0.8: **fails**" in row
+    assert "beside it, another digit: [0.520 ± 0.031]{.cd-number}" in row
+    assert "[undecided]" in row and "missed" not in row
 
 
 def test_records_of_notebooks_that_are_no_chapter_do_not_count():
@@ -154,6 +197,9 @@ def test_book_builds_and_a_missed_bound_or_unknown_claim_stops_it(book):
     done = build(root)
     assert done.returncode != 0
     assert "01_a: T1 misses its bound: an error" in done.stderr + done.stdout
+    write(value=2.0, passed=False, outcome="fails")  # says something of the claim, breaks nothing
+    done = build(root)
+    assert done.returncode == 0, done.stderr
     write(claim="T99")
     done = build(root)
     assert done.returncode != 0
