@@ -88,45 +88,56 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+_FIRST = {
+    "mnist": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {}, steps=4000),
+    "fives": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {"digits": (5,)}, steps=2000),
+    "digit_classifier": Recipe(
+        "Classifier",
+        {"shape": (28, 28), "outputs": 10},
+        "mnist",
+        {},
+        "cross_entropy",
+        steps=1500,
+        batch=128,
+    ),
+    # predicts the target: a velocity carries the noise of 48 numbers a patch through 48
+    # channels, and leaves some
+    "faces": Recipe(
+        "UNet.small",
+        {"shape": (64, 64, 3), "patch": 4},
+        "faces.dataset",
+        {"graph": "common_cause", "n": 6000},
+        "target_velocity_loss",
+        steps=4500,
+    ),
+    # on faces whose attributes are independent, so that no logit learns to read one attribute
+    # off another
+    "face_classifier": Recipe(
+        "Classifier",
+        {
+            "shape": (64, 64, 3),
+            "outputs": 14,
+            "channels": (48, 96, 128),
+            "depths": (1, 1, 1),
+            "patch": 4,
+        },
+        "faces.dataset",
+        {"graph": "independent", "n": 6000},
+        "binary_cross_entropy",
+        steps=3000,
+    ),
+}
+
+# What a chapter says of a trained flow it says of several trainings: the same recipe and data,
+# other first weights, other batches.
+REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "mnist": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {}, steps=4000),
-        "fives": Recipe("UNet.small", {"shape": (28, 28)}, "mnist", {"digits": (5,)}, steps=2000),
-        "digit_classifier": Recipe(
-            "Classifier",
-            {"shape": (28, 28), "outputs": 10},
-            "mnist",
-            {},
-            "cross_entropy",
-            steps=1500,
-            batch=128,
-        ),
-        # predicts the target: a velocity carries the noise of 48 numbers a patch through 48
-        # channels, and leaves some
-        "faces": Recipe(
-            "UNet.small",
-            {"shape": (64, 64, 3), "patch": 4},
-            "faces.dataset",
-            {"graph": "common_cause", "n": 6000},
-            "target_velocity_loss",
-            steps=4500,
-        ),
-        # on faces whose attributes are independent, so that no logit learns to read one attribute
-        # off another
-        "face_classifier": Recipe(
-            "Classifier",
-            {
-                "shape": (64, 64, 3),
-                "outputs": 14,
-                "channels": (48, 96, 128),
-                "depths": (1, 1, 1),
-                "patch": 4,
-            },
-            "faces.dataset",
-            {"graph": "independent", "n": 6000},
-            "binary_cross_entropy",
-            steps=3000,
-        ),
+    _FIRST
+    | {
+        name: dataclasses.replace(_FIRST[first], seed=seed)
+        for first, names in REPEATS.items()
+        for seed, name in enumerate(names[1:], 1)
     }
 )
 
