@@ -59,7 +59,7 @@ def loss(
     the loss is computed in float32 then. Raises ValueError when ``x1`` holds integers.
     """
     t, x0, x1, x = _interpolated(key, x1, source)
-    return jnp.mean((_batched(network)(t, x) - (x1 - x0)) ** 2)
+    return jnp.mean((batched(network)(t, x) - (x1 - x0)) ** 2)
 
 
 def target_loss(
@@ -76,7 +76,7 @@ def target_loss(
     one.
     """
     t, _, x1, x = _interpolated(key, x1, source)
-    return jnp.mean((_batched(network)(t, x) - x1) ** 2)
+    return jnp.mean((batched(network)(t, x) - x1) ** 2)
 
 
 def target_velocity_loss(
@@ -96,7 +96,7 @@ def target_velocity_loss(
     """
     t, _, x1, x = _interpolated(key, x1, source)
     scale = 1 - jnp.minimum(t, last).reshape(-1, *[1] * (x1.ndim - 1))
-    return jnp.mean(((_batched(network)(t, x) - x1) / scale) ** 2)
+    return jnp.mean(((batched(network)(t, x) - x1) / scale) ** 2)
 
 
 def cross_entropy(
@@ -107,7 +107,7 @@ def cross_entropy(
     The key is not used.
     """
     images, labels = batch
-    return optax.softmax_cross_entropy_with_integer_labels(_batched(network)(images), labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(batched(network)(images), labels).mean()
 
 
 def binary_cross_entropy(
@@ -120,7 +120,7 @@ def binary_cross_entropy(
     ``batch`` is ``(images, labels)``. The key is not used.
     """
     images, labels = batch
-    return optax.sigmoid_binary_cross_entropy(_batched(network)(images), labels).mean()
+    return optax.sigmoid_binary_cross_entropy(batched(network)(images), labels).mean()
 
 
 def _interpolated(
@@ -140,11 +140,14 @@ def _interpolated(
     return t, x0, x1, (1 - s) * x0 + s * x1
 
 
-def _batched(network: Callable) -> Callable:
-    """``network`` over a batch, as one forward pass of all samples.
+def batched(network: Callable) -> Callable:
+    """``network`` over a batch, as one forward pass of all samples: what an objective calls.
 
     Each sample has random streams of its own. State that the pass changes is brought back out of
-    the ``vmap``: running averages, counters, the counts of the streams.
+    the ``vmap``: running averages, counters, the counts of the streams. (A plain ``jax.vmap`` of
+    such a network is refused by flax.) Any other function is a ``jax.vmap`` of itself.
+
+    Raises ValueError for state that becomes another for each sample.
     """
     if not isinstance(network, nnx.Module):
         return jax.vmap(network)
@@ -397,7 +400,8 @@ def fit(
     ``data`` is one of: an array ``[n, ...]`` (or a tuple of arrays of one length, for classifiers),
     of which each step takes ``batch`` rows, every row once an epoch; a function ``key -> batch``
     (traced, for endless toy data); a ``Stream``. ``objective(network, key, batch)`` is ``loss``,
-    ``target_loss``, ``cross_entropy`` or your own.
+    ``target_loss``, ``cross_entropy`` or your own, which takes the batch through
+    ``batched(network)`` as they do.
 
     The weights returned are a running average
     :math:`\bar w_{k+1} = a_k \bar w_k + (1 - a_k) w_{k+1}`,

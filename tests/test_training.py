@@ -239,7 +239,7 @@ def test_running_averages_of_batch_norm_come_back():
         KEY,
         steps=5,
         batch=64,
-        objective=lambda n, k, x: training._batched(n)(x[:, 0], x).sum(),
+        objective=lambda n, k, x: training.batched(n)(x[:, 0], x).sum(),
     )
     norm = result.network.norm
     assert norm.use_running_average
@@ -262,7 +262,7 @@ class Dropped(nnx.Module):
 
 
 def mean_output(network, key, batch):
-    return jnp.mean(training._batched(network)(batch))
+    return jnp.mean(training.batched(network)(batch))
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
@@ -291,7 +291,7 @@ def test_every_step_and_every_sample_has_a_mask_of_its_own(chunk):
 
 def test_two_passes_in_one_step_draw_twice():
     def product(network, key, batch):
-        one, two = (training._batched(network)(batch) - 1 for _ in range(2))
+        one, two = (training.batched(network)(batch) - 1 for _ in range(2))
         return jnp.mean(one * two) + 0 * network.w[...]
 
     losses = fit(Dropped(), np.ones((16, 1)), KEY, steps=100, batch=16, objective=product).losses

@@ -1,8 +1,9 @@
 """Structural models, linear and of any equations: the map from noises to features, its inverse
 (abduction), and one way to intervene in either."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -361,7 +362,8 @@ class SCM(_Model):
         wide, eps = x.astype(working(x.dtype)), float(jnp.finfo(x.dtype).eps)
         found, before = [], {}
         for name, value in zip(self.names, wide, strict=True):
-            found.append(_abduct(as_pytree(self.equations[name]), dict(before), value, eps))
+            with _asking(name, before):
+                found.append(_abduct(as_pytree(self.equations[name]), dict(before), value, eps))
             before[name] = value
         noise, monotone, attained = map(jnp.stack, zip(*found, strict=True))
         if _check.concrete(monotone, attained):
@@ -377,6 +379,12 @@ class SCM(_Model):
             )
         if not attained.all():
             bad = self._values(~attained, x)
+            fixed = [name for name in bad if _is_constant(self.equations[name])]
+            if fixed:
+                raise ValueError(
+                    "x must agree with the values that interventions have set,"
+                    f" got { ({name: bad[name] for name in fixed}) }"
+                )
             raise ValueError(
                 "x must hold values that the equations can take, with noises below"
                 f" {NOISE_BOUND:g}, got {bad}"
@@ -393,13 +401,8 @@ class SCM(_Model):
         return SCM({**self.equations, name: equation})
 
     def _equation(self, name: str, x: Mapping[str, Array], e: Array) -> Array:
-        try:
+        with _asking(name, x):
             value = _evaluate(as_pytree(self.equations[name]), dict(x), e)
-        except KeyError as error:
-            raise ValueError(
-                f"the equation of {name!r} asks for {error.args[0]!r};"
-                f" it may ask for those before it: {list(x)}"
-            ) from error
         _check.shape(f"the value of {name!r}", value, ())
         return value
 
@@ -407,7 +410,35 @@ class SCM(_Model):
 @jax.jit
 def _evaluate(equation: Equation, x: Mapping[str, Array], e: Array) -> Array:
     """Compiled one equation at a time, not one model: another intervention keeps the others."""
-    return jnp.asarray(equation(x, e)).astype(e.dtype)
+    return jnp.asarray(equation(_Before(x), e)).astype(e.dtype)
+
+
+class _NoSuchFeature(KeyError):
+    """An equation asks for a feature that does not come before it."""
+
+
+class _Before(dict):
+    """The features before an equation's: a KeyError of the equation's own is not taken for one of
+    these."""
+
+    def __missing__(self, name: Any) -> Array:
+        raise _NoSuchFeature(name)
+
+
+@contextlib.contextmanager
+def _asking(name: str, before: Mapping[str, Array]) -> Iterator[None]:
+    """Say which equation asks for a feature that it may not ask for."""
+    try:
+        yield
+    except _NoSuchFeature as error:
+        raise ValueError(
+            f"the equation of {name!r} asks for {error.args[0]!r};"
+            f" it may ask for those before it: {list(before)}"
+        ) from error
+
+
+def _is_constant(equation: Any) -> bool:
+    return isinstance(equation, Partial) and equation.func is _constant
 
 
 def _constant(value: Array, x: Mapping[str, Array], e: Array) -> Array:

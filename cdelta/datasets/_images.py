@@ -28,6 +28,10 @@ def read(path: Path) -> Any:
     does not tell: real numbers, or more than 8 bits a channel in other formats.
     """
     Image = optional("PIL.Image")
+    if not path.is_file():
+        raise BrokenImage(
+            f"{path} is not there any more" if not path.exists() else f"{path} is no file"
+        )
     try:
         with Image.open(path) as picture:
             return _rgb(picture)

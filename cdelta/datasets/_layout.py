@@ -28,8 +28,8 @@ Take the aligned and cropped images and the two lists, and lay them out as
   ROOT/{ATTRIBUTE_LIST}
   ROOT/{PARTITION_LIST}
 or write rendered faces in that layout with cdelta.datasets.faces.write_celeba(root, n, key).
-Read as well: the published folders Img, Anno and Eval in ROOT; all of it in ROOT/celeba; images one
-folder deeper, {IMAGES}/{IMAGES}; lists as .csv with a header; images as .png, or .JPG.
+Read as well: the published folders Img, Anno and Eval in ROOT; all of it in a folder of ROOT;
+images in {IMAGES}_png, or one folder deeper; lists as .csv with a header; images as .png, or .JPG.
 """
 # of an image that a list names with another extension
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -53,11 +53,19 @@ def find(root: Path) -> Layout:
 
     Raises FileNotFoundError saying what is missing, what would do, and what is there.
     """
-    homes = root, root / "celeba", root / "CelebA"  # torchvision makes a folder of its own
-    found = [(home, _images(home), _list(home, "Anno", ATTRIBUTE_LIST)) for home in homes]
-    for home, images, attributes in found:
-        if images and attributes:
-            return Layout(home, images, attributes, _list(home, "Eval", PARTITION_LIST))
+    inside = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = [(home, _images(home), _list(home, "Anno", ATTRIBUTE_LIST)) for home in (root, *inside)]
+    whole = [
+        Layout(home, images, attributes, _list(home, "Eval", PARTITION_LIST))
+        for home, images, attributes in found
+        if images and attributes
+    ]
+    # an archive, or a downloader, makes a folder of its own; of several nothing says which is meant
+    if whole and (whole[0].home == root or len(whole) == 1):
+        return whole[0]
+    if whole:
+        names = ", ".join(layout.home.name for layout in whole)
+        raise FileNotFoundError(f"{root} holds more than one copy of CelebA, name one of {names}")
     home, images, _ = next((some for some in found if any(some[1:])), found[0])
     if not home.is_dir():
         raise missing("folder", home)
@@ -70,21 +78,25 @@ def missing(kind: str, path: Path, because: str = "") -> FileNotFoundError:
     """The error that says how to lay things out, and what was found instead."""
     lines = [f"there is no {kind} {path}{because}. {WHERE}"]
     if path.parent.is_dir():
-        names = sorted(f"{e.name}{'/' if e.is_dir() else ''}" for e in os.scandir(path.parent))
+        names = sorted(f"{e.name}{'/' if e.is_dir() else ''}" for e in path.parent.iterdir())
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         lines.append(f"{path.parent} holds {', '.join(names[:8]) or 'nothing'}{more}.")
     return FileNotFoundError("".join(lines))
 
 
 def _images(home: Path) -> Path | None:
-    folders = [home / IMAGES, home / "Img" / IMAGES]
+    names = IMAGES, f"{IMAGES}_png"  # the archive has both
+    folders = [inside / name for name in names for inside in (home, home / "Img")]
     # an archive unpacked into a folder of its own name
-    folders = [deep for folder in folders for deep in (folder, folder / IMAGES) if deep.is_dir()]
+    folders = [
+        deep for folder in folders for deep in (folder, folder / folder.name) if deep.is_dir()
+    ]
     return next(filter(_holds_images, folders), folders[0] if folders else None)
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
 
 
 def _list(home: Path, folder: str, name: str) -> Path | None:
@@ -166,21 +178,15 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield number, fields
 
 
-def by_name(entries: Mapping[str, T]) -> Callable[[str], T | None]:
-    """Look an image up by its name, else by its name without extension and in any case, where
-    exactly one entry has it: lists say 000001.jpg of what is 000001.png or 000001.JPG."""
+def by_name(entries: Mapping[str, T]) -> Callable[[str], list[T]]:
+    """Look an image up by its name, else by its name without extension and in any case: lists say
+    000001.jpg of what is 000001.png or 000001.JPG. Several entries may fit."""
     loose: dict[str, list[T]] = {}
     for name, value in entries.items():
         if name.lower().endswith(SUFFIXES):
             loose.setdefault(_stem(name), []).append(value)
 
-    def look(name: str) -> T | None:
-        if name in entries:
-            return entries[name]
-        fitting = loose.get(_stem(name), [])
-        return fitting[0] if len(fitting) == 1 else None
-
-    return look
+    return lambda name: [entries[name]] if name in entries else loose.get(_stem(name), [])
 
 
 def _stem(name: str) -> str:

@@ -43,7 +43,7 @@ def celeba(
     ``root`` holds ``img_align_celeba/*.jpg``, ``list_attr_celeba.txt`` (the count; the names; a
     line an image of ±1) and ``list_eval_partition.txt`` (needed for a split only). The usual copies
     are read as well: the archive's folders (``Img``, ``Anno``, ``Eval``), all of it in a folder
-    ``celeba``, images one folder deeper, lists as CSV, images saved with another extension.
+    of ``root``, images one folder deeper, lists as CSV, images saved with another extension.
 
     An image is read as a viewer shows it: upright, the first frame of several, what is transparent
     on white, 16-bit grey of PNG and PGM on the scale of 8 bits. Then it is cut to its central
@@ -79,8 +79,10 @@ class CelebA:
         if broken not in ("refuse", "skip"):
             raise ValueError(f'broken must be "refuse" or "skip", got {broken!r}')
         self.size, self.crop = _check.count("size", size), _check.count("crop", crop)
+        if not os.fspath(root):
+            raise ValueError("root must name a folder in CelebA's layout, got ''")
         # the images are read later, when the working directory may be another
-        self.root, self.broken = Path(root).absolute(), broken
+        self.root, self.broken = Path(root).expanduser().absolute(), broken
         self.problems: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -88,15 +90,20 @@ class CelebA:
         self._folder = layout.images
         self.names, rows = self._attributes(layout.attributes, attributes)
         part = None if split == "all" else _layout.by_name(self._partition(layout))
-        present = _layout.by_name({e.name: e.name for e in os.scandir(layout.images)})
+        present = _layout.by_name({name: name for name in os.listdir(layout.images)})
         files: dict[str, bytes] = {}  # in the list's order
         for name, row in rows.items():
-            if part is not None and part(name) is None:
-                self._problem(name, f"no split in {layout.partition.name}")
-            elif part is None or part(name) == _layout.SPLITS[split]:
-                file = present(name)
-                if file is None:
+            if part is not None and len(part(name)) != 1:
+                count = len(part(name)) or "no"
+                self._problem(name, f"{count} split in {layout.partition.name}")
+            elif part is None or part(name) == [_layout.SPLITS[split]]:
+                fitting = present(name)
+                file = fitting[0] if len(fitting) == 1 else None
+                if not fitting:
                     self._problem(name, f"missing file, {layout.attributes.name} lists it")
+                elif file is None:
+                    among = " and ".join(sorted(fitting))
+                    self._problem(name, f"ambiguous file, it may be {among}")
                 elif file in files:
                     self._problem(name, f"image listed twice, it is {file} too")
                 else:

@@ -79,8 +79,8 @@ def mnist(
     if split not in ("train", "held_out", "all"):
         raise ValueError(f'split must be "train", "held_out" or "all", got {split!r}')
     if digits is not None:
-        digits = sorted({int(digit) for digit in np.atleast_1d(digits)})
-        if not digits or digits[0] < 0 or digits[-1] > 9:
+        digits = sorted(set(np.atleast_1d(digits).tolist()))
+        if not digits or not set(digits) <= set(range(10)):
             raise ValueError(f"digits must be some of 0..9, got {digits}")
 
     images, labels = _fetched(split, cache, mirrors) if full else _shipped(split)

@@ -344,3 +344,12 @@ def test_the_same_feature_twice_refused(unchecked):
 def test_a_function_is_refused_in_a_linear_model(unchecked):
     with pytest.raises(ValueError, match="number or a Shift in a LinearSCM, got a function: write"):
         causal.mediator().do(0, lambda x, e: e)
+
+
+def test_x_that_disagrees_with_a_value_that_was_set_is_told_so(model):
+    done = model.do("b", 0.3)
+    x = np.array(done(NOISE))
+    assert x[list(model.names).index("b")] == 0.3
+    x[list(model.names).index("b")] = 0.4
+    with pytest.raises(ValueError, match=r"agree with the values that interventions have set, got"):
+        done.noises(x)

@@ -139,6 +139,11 @@ def test_nonlinear_models_refused(unchecked):
     late = SCM({"a": lambda x, e: x["b"] + e, "b": lambda x, e: e})
     with pytest.raises(ValueError, match="equation of 'a' asks for 'b'"):
         late(jnp.zeros(2))
+    with pytest.raises(ValueError, match="equation of 'a' asks for 'b'"):
+        late.noises(jnp.zeros(2))
+    table = {"low": 1.0}
+    with pytest.raises(KeyError, match="high"):  # its own, and no feature
+        SCM({"a": lambda x, e: table["high"] * e})(jnp.zeros(1))
     with pytest.raises(ValueError, match=r"the value of 'a' must have shape \(\)"):
         SCM({"a": lambda x, e: jnp.array([e, e])})(jnp.zeros(1))
 

@@ -1,5 +1,6 @@
 """The folders and lists that people have, each as the same dataset."""
 
+import gc
 import shutil
 
 import numpy as np
@@ -135,11 +136,49 @@ def test_the_name_in_the_list_comes_before_any_other(celeba_folder, copy):
     np.testing.assert_array_equal(found[0].image, original[0].image)
 
 
-def test_two_files_that_fit_alike_are_none(copy):
+def test_two_files_that_fit_alike_are_ambiguous(copy):
     (copy / IMAGES / "000001.jpg").rename(copy / IMAGES / "000001.png")
     shutil.copy(copy / IMAGES / "000001.png", copy / IMAGES / "000001.webp")
-    with pytest.raises(ValueError, match=r"000001\.jpg: missing file"):
+    with pytest.raises(
+        ValueError, match=r"000001\.jpg: ambiguous file, it may be 000001\.png and 000001\.webp"
+    ):
         celeba(copy)
+
+
+def test_png_images_of_the_archive(celeba_folder, copy):
+    (copy / "Img").mkdir()
+    (copy / IMAGES).rename(copy / "Img" / f"{IMAGES}_png")
+    assert celeba(copy, 8).files == celeba(celeba_folder[0], 8).files
+
+
+def test_a_folder_around_it(celeba_folder, copy):
+    around = copy.parent
+    assert celeba(around, 8).files == celeba(celeba_folder[0], 8).files
+    shutil.copytree(copy, around / "second")
+    with pytest.raises(
+        FileNotFoundError, match="more than one copy of CelebA, name one of root, s"
+    ):
+        celeba(around)
+
+
+def test_a_root_in_the_home_folder_and_none(copy, monkeypatch):
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert celeba("~/root", 8).root == copy
+    with pytest.raises(ValueError, match="root must name a folder"):
+        celeba("")
+
+
+def test_an_image_that_went_away(copy):
+    dataset = celeba(copy, 8)
+    (copy / IMAGES / "000001.jpg").unlink()
+    with pytest.raises(ValueError, match=r"000001\.jpg is not there any more"):
+        dataset[0]
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_no_folder_is_left_open(copy):
+    celeba(copy, 8)
+    gc.collect()
 
 
 def test_two_lines_of_one_file(copy):
@@ -180,8 +219,8 @@ def test_a_csv_with_a_column_more_is_not_read_shifted(copy):
     [
         # the images' own folder
         (lambda root: root / IMAGES, f"folder .*{IMAGES}/{IMAGES}", "000001.jpg, 000002.jpg, "),
-        # one too high
-        (lambda root: root.parent, f"folder .*{IMAGES}", "root/"),
+        # two too high
+        (lambda root: root.parent.parent, f"folder .*{IMAGES}", "/"),
         # images beside the lists
         (lambda root: shutil.rmtree(root / IMAGES) or root, f"folder .*{IMAGES}", ATTRIBUTE),
         (lambda root: (root / ATTRIBUTE).unlink() or root, f"file .*{ATTRIBUTE}", PARTITION),

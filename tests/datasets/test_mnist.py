@@ -44,11 +44,13 @@ def test_split_parts_the_data():
     np.testing.assert_array_equal(mnist(split="train").images, train.images)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"split": "test"}, "split"),
         ({"digits": (10,)}, "digits"),
+        ({"digits": (5.5,)}, "digits"),
         ({"digits": (-1, 3)}, "digits"),
         ({"digits": ()}, "digits"),
     ],
