@@ -5,12 +5,16 @@ a statistic of independent latents, with a standard error; latent i is drawn fro
 ``fold_in(key, i)``, so the set of latents depends on the key alone, not on the batch, the number of
 devices or of processes, nor on an interruption in between. The options of a run (:class:`Run`) are
 given by name: ``batch``, ``devices``, ``dtype``, ``progress``, ``resume``.
+
+Two hypotheses are not checked, and no output shows that they fail. f must have no jumps: all of it
+must be in its Jacobian. The wiggles' moment must exist: :math:`E\|J\|^2` can be infinite for the
+exact flow onto a smooth law (C14).
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +138,45 @@ class _Covariance(_Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Sandwich(_Statistic):
+    """J(X) times two averages of J(X_α) over a few α, side by side: ``[2n, 2n]``, of which the two
+    diagonal blocks are wanted."""
+
+    products: _Products
+    nodes: int
+
+    def __call__(self, f, key):
+        key_latent, key_copy, key_probe = jax.random.split(key, 3)
+        x0, copy = self.products.latent(key_latent), self.products.latent(key_copy)
+        alphas, below, above = (jnp.asarray(part, x0.dtype) for part in _rules(self.nodes))
+        across = jnp.sqrt(1 - alphas**2)
+        near = jnp.multiply.outer(alphas, x0) + jnp.multiply.outer(across, copy)
+        values, factors = jax.vmap(lambda x: self.products.factor(f, x, key_probe))(near)
+        first = factors[-1]  # the last α is 1
+        means = [jnp.tensordot(weight, factors, 1) for weight in (below, above)]
+        return Sample(values, (jnp.concatenate([first, first]), jnp.concatenate(means)))
+
+
+def _rules(nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of [0, 1], the last of them 1, with the weights of Gauss's rule (as many nodes) and of
+    Lobatto's (one more, both ends among them).
+
+    Of a function whose derivatives are all positive the one gives no more than the integral, the
+    other no less, and both all of it for polynomials of degree 2 nodes - 1.
+    """
+    inner, gauss = np.polynomial.legendre.leggauss(nodes)
+    legendre = np.polynomial.legendre.Legendre.basis(nodes)
+    outer = np.array([-1.0, *legendre.deriv().roots(), 1.0])
+    lobatto = 2 / (nodes * (nodes + 1) * legendre(outer) ** 2)
+    points = (np.concatenate([inner, outer]) + 1) / 2
+    return (
+        points,
+        np.concatenate([gauss, np.zeros_like(lobatto)]) / 2,
+        np.concatenate([np.zeros_like(gauss), lobatto]) / 2,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class _Held(_Statistic):
     """w J P Jᵀ at one latent, P the projection along which the held features do not change."""
 
@@ -200,17 +243,26 @@ def wiggle_moment(
     .. math:: E\bigl[J(x_0) J(x_0)^{\mathsf T}\bigr] = \sum_n n \operatorname{Cov} f_n
               \succeq \operatorname{Cov} f(x_0)
 
-    with :math:`f_n` the n-th Hermite component of f; equality holds exactly for affine f.
+    with :math:`f_n` the n-th Hermite component of f; equality holds exactly for affine f. Both
+    hold for a weakly differentiable f (locally Lipschitz is enough) with :math:`E\|f\|^2` and
+    :math:`E\|J\|^2` finite.
+
+    **A feature that jumps is not weakly differentiable**: a threshold, a sign, an argmax, a rounded
+    number. Its derivative almost everywhere is 0, and the answer is 0 ± 0, whatever its variance.
+    Measure its logit or its smooth score instead. And :math:`E\|J\|^2` may be infinite (C14); then
+    nothing is estimated, and a few ``effective_samples`` are the only sign.
+
     ``method``: "rows", the exact :math:`J J^{\mathsf T}` at each latent; "jvp",
     :math:`J z z^{\mathsf T} J^{\mathsf T}` averaged over ``probes`` random orthogonal z of length
     √d; "finite_difference", the same with differences at ``eps``, as in the paper.
 
     ``shape`` is the latent's; f returns ``[n]``; ``samples`` latents are drawn. With ``antithetic``
-    a sample is the average over x₀ and −x₀: it pays where f has a large even part, and doubles the
-    cost for nothing where f is odd. ``run`` takes the options of :class:`Run`. However a run is
-    stopped, the exception's ``moment`` holds the estimate so far (None in the first batch).
-    "rows" differentiates f in reverse, "jvp" in forward mode: a diffrax solve of your own takes the
-    latter with its ``DirectAdjoint`` or ``ForwardMode``.
+    a sample is the average over x₀ and −x₀, at twice the cost. That cancels the products of f's odd
+    part with its even part in J Jᵀ and nothing else: it pays where these vary more over the latents
+    than the rest, and is lost where f is odd, or even. ``run`` takes the options of :class:`Run`.
+    However a run is stopped, the exception's ``moment`` holds the estimate so far (None in the
+    first batch). "rows" differentiates f in reverse, "jvp" in forward mode: a diffrax solve of your
+    own takes the latter with its ``DirectAdjoint`` or ``ForwardMode``.
 
     Raises ValueError for samples < 1, an unknown method, a map that does not return a vector, or
     NaN in its values; TypeError for an option that is not there.
@@ -238,12 +290,99 @@ def feature_covariance(
               \qquad X_\alpha = \alpha X + \sqrt{1 - \alpha^2}\, X'
 
     with independent X and X'. Each of the ``samples`` draws X, X' and a uniform α and uses two
-    Jacobians, so that the average is unbiased for every f. Methods, shapes, options and errors as
-    in :func:`wiggle_moment`; "jvp" takes the same probes at both latents.
+    Jacobians, so that the average is unbiased for every weakly differentiable f with
+    :math:`E\|f\|^2` and :math:`E\|J\|^2` finite: locally Lipschitz is enough, and **a feature that
+    jumps is not** (a threshold, a sign, an argmax: the answer is 0 ± 0, see :func:`wiggle_moment`).
+    With "rows", or with as many probes as dimensions, an affine f has its covariance from every
+    single sample, without variance.
+
+    Methods, shapes, options and errors as in :func:`wiggle_moment`; "jvp" takes the same probes at
+    both latents.
     """
     options = Run.of(run)
     f, n, products = _looked_at(f, shape, method, eps, probes, options)
     return average(_Covariance(products), f, key, samples, n, options, antithetic=antithetic)
+
+
+class Bounds(NamedTuple):
+    """What the features' covariance lies between, in the order of matrices: two moments from the
+    same latents. Each has its own standard error, and ``effective_samples`` of both together."""
+
+    lower: Moment
+    upper: Moment
+
+
+def covariance_bounds(
+    f: Features,
+    key: PRNGKeyArray,
+    shape: Shape,
+    samples: int,
+    method: str = "rows",
+    eps: float = 1e-3,
+    *,
+    nodes: int = 1,
+    probes: int = 1,
+    antithetic: bool = False,
+    **run: Any,
+) -> Bounds:
+    r"""Two moments of Jacobians with the features' covariance between them (C13).
+
+    .. math:: E\bigl[J(X) J(X_{1/2})^{\mathsf T}\bigr] \preceq \operatorname{Cov} f(X) \preceq
+              \tfrac12 \bigl(E[J J^{\mathsf T}] + E[J] E[J]^{\mathsf T}\bigr)
+
+    with equality, on either side, exactly where f has no Hermite component above order 2. They are
+    the midpoint and the trapezoidal rule for the integral of C3', whose integrand is convex in α;
+    ``nodes`` takes Gauss's rule with as many for the lower side and Lobatto's with one more for the
+    upper, both exact up to order 2 ``nodes``. How far the sides are apart is how much of the
+    features lies beyond that order, and bounds the bias of the wiggles' moment without a truth.
+
+    A sample takes 2 ``nodes`` + 1 Jacobians at latents made from one pair X, X'. The sides are
+    estimates with standard errors of their own, and in few samples may be out of order. Conditions
+    on f, methods, shapes, options and errors as in :func:`feature_covariance`.
+    """
+    options = Run.of(run)
+    f, n, products = _looked_at(f, shape, method, eps, probes, options)
+    statistic = _Sandwich(products, _check.count("nodes", nodes))
+    both = average(statistic, f, key, samples, 2 * n, options, antithetic=antithetic)
+    return Bounds(both.select(range(n)), both.select(range(n, 2 * n)))
+
+
+def correlation_interval(
+    wiggles: Moment | Float[ArrayLike, "n n"], variances: Float[ArrayLike, " n"]
+) -> tuple[Float[np.ndarray, "n n"], Float[np.ndarray, "n n"]]:
+    r"""Where the features' correlations can lie, given their wiggles and their variances (C13).
+
+    .. math:: \bigl| \rho^{\mathrm w}_{ij} \sqrt{\bar n_i \bar n_j} - \rho_{ij} \bigr| \le
+              \sqrt{(\bar n_i - 1)(\bar n_j - 1)}, \qquad
+              \bar n_i = E\|\nabla f_i\|^2 / \operatorname{Var} f_i
+
+    ``wiggles``: :math:`E[J J^{\mathsf T}]`, a :class:`Moment` or its matrix, with the correlations
+    :math:`\rho^{\mathrm w}`; ``variances`` ``[n]``: the features' own, as from their samples.
+    Returns the lower and upper ends ``[n, n]``, within [-1, 1]: where both have one sign, so has
+    the correlation. A mean order :math:`\bar n_i` below 1, which only noise or rounding
+    gives, counts as 1. For standard errors: ``moment.estimate(lambda m: correlation_interval(m,
+    variances))``.
+
+    Raises ValueError for a matrix that is not square, and for variances that do not fit it or are
+    not positive.
+    """
+    wiggles, variances = np.asarray(wiggles, np.float64), np.asarray(variances, np.float64)
+    if wiggles.ndim != 2 or wiggles.shape[0] != wiggles.shape[1]:
+        raise ValueError(f"wiggles must be a square matrix, got shape {wiggles.shape}")
+    if variances.shape != wiggles.shape[:1]:
+        raise ValueError(
+            f"variances must be one number for each of the {len(wiggles)} features, "
+            f"got shape {variances.shape}"
+        )
+    if not (np.isfinite(variances).all() and (variances > 0).all()):
+        raise ValueError(f"variances must be positive, got {variances}")
+    scale = np.sqrt(variances)
+    scaled = wiggles / np.outer(scale, scale)  # ρ^w √(n̄ᵢ n̄ⱼ)
+    bend = np.sqrt(np.maximum(np.diagonal(scaled) - 1, 0))
+    radius = np.outer(bend, bend)
+    np.fill_diagonal(scaled, 1)  # a feature's correlation with itself is known
+    np.fill_diagonal(radius, 0)
+    return np.clip(scaled - radius, -1, 1), np.clip(scaled + radius, -1, 1)
 
 
 def held_moment(
@@ -268,6 +407,11 @@ def held_moment(
     vanishes, the probes with :math:`|Bz| < \tau` at x₀ have probability
     :math:`\propto \tau^{|B|} w` and covariance → P. For one feature w is the inverse norm of its
     gradient; ``weighting="uniform"`` takes w = 1, the plain projection.
+
+    This needs :math:`E[w] < \infty` and :math:`E[w \|J\|^2] < \infty`. A held feature that is flat
+    on a surface, as x², has E[w] = ∞: then the filter ends on that surface, but only like
+    1 / log τ, and this average goes there like 1 / log samples with a standard error that means
+    nothing. (Several held features: also where their gradients are parallel on a surface.)
 
     Where the held gradients are zero or linearly dependent nothing can be held: such latents are
     left out (the filter would let every probe of a saturated feature pass, at every τ) and their

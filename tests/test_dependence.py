@@ -151,24 +151,42 @@ def test_held_moment_is_its_formula_by_quadrature(weighting, method):
     assert np.isnan(moment.correlation[1]).all() and np.isfinite(moment.correlation[keep]).all()
 
 
-def test_several_held_features_have_the_weight_of_their_gram_determinant():
-    # bent's last two features and a third latent that only the first feature sees
-    def features(x):
-        return jnp.concatenate(
-            [bent(x[:2]) + jnp.array([1.0, 0, 0]) * x[2] * (1 + x[0] ** 2), x[2:]]
-        )
+SLOPE, BEND = 0.5, 0.4
 
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    total, mass = 0, 0
-    for (x, wx), (y, wy) in itertools.product(zip(nodes, weights, strict=True), repeat=2):
-        gram = bent_rows(x, y)[1:] @ bent_rows(x, y)[1:].T
-        w = wx * wy / np.sqrt(np.linalg.det(gram))
-        total, mass = total + w * (1 + x**2) ** 2, mass + w  # what is left moves x[2] alone
-    moment = held_moment(features, KEY, (3,), 200_000, (1, 2))
-    found, error = moment.matrix[3, 3], moment.matrix[0, 0]
-    assert found == pytest.approx(1, abs=1e-12)
-    assert moment.effective_samples < 100_000  # 1/|det| has heavy tails: the error bar must know
-    assert abs(error - total / mass) < 4 * moment.stderr[0, 0] + 0.05
+
+def exponentials(x):
+    """Two features to hold, whose gradients lean on one another and vary in length, and two that
+    move with the third and fourth latent besides."""
+    first, second = jnp.exp(SLOPE * x[0]) / SLOPE, jnp.exp(SLOPE * x[1]) / SLOPE
+    swell = jnp.exp(BEND * (x[0] + x[1]))
+    return jnp.stack([first, second + 2 * x[0], swell * x[2], jnp.exp(BEND * x[1]) * x[2] + x[3]])
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_several_held_features_have_the_weight_of_their_gram_determinant(method):
+    """The held gradients are (e^{sx₀}, 0) and (2, e^{sx₁}): w = e^{-s(x₀+x₁)}, not the product of
+    inverse lengths, and what is left are moves of x₂ and x₃. All averages are of exponentials of
+    normal numbers, E[e^{ax}] = e^{a²/2}."""
+
+    def average(p, q):  # E[w e^{p x₀ + q x₁}] / E[w]
+        return np.exp(((p - SLOPE) ** 2 + (q - SLOPE) ** 2) / 2 - SLOPE**2)
+
+    exact = np.array(
+        [
+            [average(2 * BEND, 2 * BEND), average(BEND, 2 * BEND)],
+            [average(BEND, 2 * BEND), average(0, 2 * BEND) + 1],
+        ]
+    )
+    moment = held_moment(exponentials, KEY, (4,), 40_000, (0, 1), method=method).select([2, 3])
+    assert np.abs(scores(moment, exact)).max() < 4
+    assert (moment.stderr / exact).max() < 0.05
+    # the same at another power of w, and with the lengths of the gradients for their determinant
+    uniform = held_moment(exponentials, KEY, (4,), 40_000, (0, 1), "uniform", method=method)
+    assert uniform.matrix[2, 2] > 1.5 * exact[0, 0]
+    x = np.array(jax.random.normal(KEY, (40_000, 2)))
+    w = np.exp(-SLOPE * x[:, 0]) / np.sqrt(4 + np.exp(2 * SLOPE * x[:, 1]))
+    lengths = (w * np.exp(2 * BEND * x.sum(1))).mean() / w.mean()
+    assert abs(lengths - exact[0, 0]) > 4 * moment.stderr[0, 0]
 
 
 def test_the_filter_tends_to_the_held_moment():
