@@ -17,9 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cdelta._extras import optional
 
-__all__ = ["ClaimError", "check", "claims", "decide", "read"]
+__all__ = ["ClaimError", "across", "check", "claims", "decide", "read"]
 
 Number = float | int
 Null = Mapping[str, Number | tuple[Number, Number]]
@@ -115,6 +117,36 @@ def decide(
         f"{outcome.upper()} {_line(record)}, asked {describe_bound(low, high)}{_beside(null)}{why}"
     )
     return outcome
+
+
+def across(values: Any, stderrs: Any) -> tuple[float, float]:
+    r"""One estimate from several trainings, each with its standard error: the mean, and a standard
+    error that knows how far the trainings differ.
+
+    .. math:: \bar v, \qquad
+        s = \max\Bigl( \tfrac12\, t_{.975, m-1} \tfrac{S}{\sqrt m},\;
+        \tfrac1m \bigl( \textstyle\sum_i s_i^2 \bigr)^{1/2} \Bigr)
+
+    with the sample standard deviation :math:`S` of m values: twice s then covers 95 % although few
+    trainings tell their spread poorly (:math:`t_{.975, 2} = 4.3`). One training has no spread: its
+    own error is all that is known.
+
+    Raises ValueError when there is no value, or not one standard error a value.
+    """
+    stdtrit = optional("scipy.special", "book").stdtrit
+
+    values, errors = np.asarray(values, float), np.asarray(stderrs, float)
+    if values.ndim != 1 or not values.size or errors.shape != values.shape:
+        raise ValueError(
+            "values and stderrs must be equally many, one of each for every training, got shapes "
+            f"{values.shape} and {errors.shape}"
+        )
+    m = len(values)
+    within = float(np.sqrt((errors**2).sum()) / m)
+    if m == 1:
+        return float(values[0]), within
+    between = stdtrit(m - 1, 0.975) / 2 * values.std(ddof=1) / np.sqrt(m)
+    return float(values.mean()), max(within, float(between))
 
 
 def describe(value: Number, stderr: Number | None = None) -> str:

@@ -114,6 +114,28 @@ def test_bad_stderr(record, stderr):
     assert record() == []
 
 
+def test_across_trainings_the_error_covers_what_differs():
+    """Twice the standard error covers the truth in 95 % of cases where all that differs is the
+    training, and in no fewer where all is noise of the estimates."""
+    draws = np.random.default_rng(0).normal(size=(4000, 3))
+    for stderr in (0.0, 1.0):
+        found = np.array([ledger.across(row, [stderr] * 3) for row in draws])
+        covered = np.abs(found[:, 0]) <= 2 * found[:, 1]
+        expected = 0.95 if stderr == 0 else 0.954
+        slack = 4 * np.sqrt(0.05 * 0.95 / len(draws))
+        assert covered.mean() >= expected - slack
+        assert stderr or covered.mean() <= expected + slack
+    assert ledger.across([0.3], [0.1]) == (0.3, 0.1)
+    value, error = ledger.across([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert value == 2 and error == pytest.approx(4.302653 / 2 / np.sqrt(3), rel=1e-6)
+
+
+@pytest.mark.parametrize(("values", "stderrs"), [([], []), ([1.0, 2.0], [1.0]), ([[1.0]], [[1.0]])])
+def test_across_refuses(values, stderrs):
+    with pytest.raises(ValueError, match="equally many"):
+        ledger.across(values, stderrs)
+
+
 @pytest.mark.parametrize(
     ("value", "stderr", "bound", "outcome"),
     [

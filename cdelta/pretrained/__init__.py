@@ -142,6 +142,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
+def trainings(name: str, folder: str | os.PathLike = FOLDER) -> tuple[str, ...]:
+    """The names under which ``folder`` has ``name``, trained from one seed or from several.
+
+    Raises ValueError when it has none.
+    """
+    names = REPEATS.get(name, (name,))
+    found = tuple(one for one in names if (Path(folder) / f"{one}.json").is_file())
+    if not found:
+        raise ValueError(f"name must be that of a network in {os.fspath(folder)}, got {name!r}")
+    return found
+
+
 def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     """The trained network ``name``, a velocity ``(t, x) -> dx/dt`` or a classifier ``x -> logits``.
 

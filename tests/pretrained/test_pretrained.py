@@ -241,6 +241,20 @@ def test_the_command_refuses_an_unknown_name():
     assert result.returncode == 2 and "unknown: sixes" in result.stderr and "fives" in result.stderr
 
 
+def test_trainings_are_those_that_are_there(tmp_path):
+    names = pretrained.trainings("fives")
+    assert names[0] == "fives" and set(names) <= set(pretrained.REPEATS["fives"])
+    for name in ("mnist", "mnist_2", "mnist_old", "other"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert pretrained.trainings("mnist", tmp_path) == ("mnist", "mnist_2")
+    assert pretrained.trainings("other", tmp_path) == ("other",)
+    with pytest.raises(ValueError, match="got 'fives'"):
+        pretrained.trainings("fives", tmp_path)
+    recipes = [RECIPES[name] for name in pretrained.REPEATS["fives"]]
+    assert [recipe.seed for recipe in recipes] == [0, 1, 2]
+    assert all(dataclasses.replace(recipe, seed=0) == recipes[0] for recipe in recipes)
+
+
 def test_a_recipe_survives_json():
     for recipe in RECIPES.values():
         again = Recipe(**json.loads(json.dumps(recipe.as_json())))
