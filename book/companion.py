@@ -1,9 +1,9 @@
 """The book's own Sphinx extension: pages made from what the notebooks recorded, and links to their
 sources.
 
-Before Sphinx reads anything, the fragments ``book/executed/scorecard.md`` and
-``book/executed/status.md`` are written from the records beside the executed notebooks; the pages of
-the same names include them.
+Before Sphinx reads anything, the fragments ``scorecard.md``, ``evidence.md`` and ``status.md`` are
+written into ``book/executed`` from the list of claims and the records beside the executed
+notebooks; the pages of the same names include them.
 """
 
 import ast
@@ -142,13 +142,54 @@ def row(
             beside = f"beside it, {escape(null['name'])}"
             number = ledger.describe(null["value"], null["stderr"])
             lines.append(f"      - {beside}: [{number}]{{.cd-number}}")
-    lines += ["", f"    [{claim['where']}]{{.cd-where}}", f"  - {badge(outcome)}", ""]
+    lines += ["", f"    [{claim['where']}]{{.cd-where}}", ""]
+    if found := trail(claim_id, claim):
+        lines += [f"    {found}", ""]
+    lines += [f"  - {badge(outcome)}", ""]
     recorded = dict.fromkeys(record["notebook"] for record in records)
     links = ", ".join(f"[chapter {name[:2]}](/{EXECUTED}{name}.ipynb)" for name in recorded)
     lines += [f"    {links or 'chapter ' + claim['chapter']}", ""]
     if claim.get("not_run"):
         lines += [f"    Not run here: {claim['not_run']}.", ""]
     return lines
+
+
+def trail(claim_id: str, claim: dict[str, Any]) -> str:
+    """From a claim to its theorem (or section), the function that computes it, and its test."""
+    found = []
+    if label := claim.get("theorem"):
+        found.append(f"{{prf:ref}}`{label}`" if label.startswith("thm-") else f"[](#{label})")
+    if function := claim.get("function"):
+        found.append(f"{{py:obj}}`{function}`")
+    if claim.get("test"):
+        found.append(f"[its test](#{anchor_of_test(claim_id)})")
+    return " · ".join(found)
+
+
+def anchor_of_test(claim_id: str) -> str:
+    return "test-" + claim_id.lower().replace("'", "-prime")
+
+
+def evidence(claims: dict[str, dict[str, Any]]) -> str:
+    """For every claim the source of the test that would catch an error in it, as MyST text."""
+    lines = []
+    for claim_id, claim in claims.items():
+        if test := claim.get("test"):
+            path, name = test.split("::")
+            lines += [
+                f"({anchor_of_test(claim_id)})=",
+                f"### {claim_id} · {escape(name.removeprefix('test_').replace('_', ' '))}",
+                "",
+                f"{claim['statement']}.",
+                "",
+                f":::{{literalinclude}} /{path}",
+                ":language: python",
+                f":pyobject: {name}",
+                f":caption: {path}",
+                ":::",
+                "",
+            ]
+    return "\n".join(lines)
 
 
 def badge(outcome: str) -> str:
@@ -252,6 +293,7 @@ def prepare(app: Sphinx, config: Any) -> None:
                 record["quantity"],
             )
     write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
+    write_if_changed(folder / "evidence.md", evidence(claims))
     write_if_changed(folder / "status.md", status({name: runs[name] for name in pages}, pages))
 
 

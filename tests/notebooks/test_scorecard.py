@@ -1,7 +1,10 @@
 """The scorecard says what the records say: nothing passes unmeasured, and a missed bound stops the
 build."""
 
+import ast
+import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +28,38 @@ def record(claim, value=0.25, passed=True, notebook="01_a", **more):
     return {**base, "bound": 1.0, "stderr": None, "passed": passed, **more}
 
 
+EVIDENCE = ("theorem", "function", "test")
+
+
+@pytest.mark.parametrize(
+    "claim_id", [k for k, claim in CLAIMS.items() if set(EVIDENCE) & set(claim)]
+)
+def test_evidence_of_a_claim_is_there(claim_id):
+    """Its theorem stands in its chapter, its function is on the API page and its test is a test."""
+    claim = CLAIMS[claim_id]
+    assert set(EVIDENCE) <= set(claim)
+    (chapter,) = (ROOT / "notebooks").glob(f"{claim['chapter']}_*.md")
+    label, text = claim["theorem"], chapter.read_text("utf-8")
+    stated = f":label: {label}\n" if label.startswith("thm-") else f"({label})=\n"
+    assert text.count(stated) == 1
+
+    module, _, name = claim["function"].rpartition(".")
+    owner = ROOT.joinpath(*module.split("."))
+    assert owner.with_suffix(".py").is_file() or (owner / "__init__.py").is_file()
+    assert callable(getattr(importlib.import_module(module), name))
+    api = (ROOT / "book" / "api.md").read_text("utf-8")
+    listed = api.partition(f"automodule:: {module}\n")[2].partition("```")[0]
+    assert re.search(rf"\b{name}\b", listed), f"{claim['function']} is not on the API page"
+
+    path, name = claim["test"].split("::")
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    (test,) = (node for node in tree.body if getattr(node, "name", None) == name)
+    assert path.startswith("tests/") and name.startswith("test_")
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(test)) or "assert_" in ast.unparse(
+        test
+    )
+
+
 def rows(text):
     """Each claim's part of the scorecard, by its id."""
     parts = text.split("* - [**")[1:]
@@ -37,7 +72,7 @@ def test_every_claim_of_the_paper_and_of_this_project_is_listed():
     assert sorted(CLAIMS) == sorted([*numbered, "E6'", "C3'"])
     needed = {"statement", "where", "chapter", "origin"}
     for claim in CLAIMS.values():
-        assert needed <= set(claim) <= {*needed, "decided_by", "not_run"}
+        assert needed <= set(claim) <= {*needed, *EVIDENCE, "decided_by", "not_run"}
         assert claim["origin"] in ("paper", "question", "project")
 
 
@@ -117,6 +152,25 @@ def test_scorecard_shows_what_was_decided_and_beside_what():
     assert "[undecided]" in row and "missed" not in row
 
 
+def test_scorecard_leads_from_a_claim_to_theorem_function_and_test():
+    shown = {
+        "theorem": "thm-a",
+        "function": "cdelta.gaussian.velocity",
+        "test": "tests/test_a.py::test_b",
+    }
+    claims = {
+        "C3'": {**CLAIMS["C3'"], **shown},
+        "E5": {**CLAIMS["E5"], **shown, "theorem": "a-section"},
+    }
+    found = rows(companion.scorecard(claims, [], {}))
+    links = "{py:obj}`cdelta.gaussian.velocity` · [its test](#test-c3-prime)"
+    assert f"{{prf:ref}}`thm-a` · {links}" in found["C3'"]
+    assert "[](#a-section) · " in found["E5"]
+    page = companion.evidence(claims)
+    assert "(test-c3-prime)=" in page and "(test-e5)=" in page
+    assert ":::{literalinclude} /tests/test_a.py" in page and ":pyobject: test_b" in page
+
+
 def test_records_of_notebooks_that_are_no_chapter_do_not_count():
     text = companion.scorecard(CLAIMS, [record("T1", notebook="99_draft")], {"01_a": "A"})
     assert "[open]" in rows(text)["T1"]
@@ -152,6 +206,12 @@ def book(tmp_path):
     for page in (tmp_path / "book").glob("*.md"):
         if page.stem not in ("scorecard", "status", "bibliography"):
             page.unlink()
+    # the theorems, the API page and the tests that claims lead to are not part of this book
+    claims = {
+        claim_id: {key: value for key, value in claim.items() if key not in EVIDENCE}
+        for claim_id, claim in CLAIMS.items()
+    }
+    (tmp_path / "book" / "claims.yml").write_text(yaml.safe_dump(claims), "utf-8")
     toc = "format: jb-book\nroot: book/scorecard\nchapters:\n"
     toc += "".join(
         f"  - file: book/{name}\n" for name in ("executed/01_a", "status", "bibliography")

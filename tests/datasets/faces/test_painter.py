@@ -87,3 +87,17 @@ def test_one_picture_at_all_resolutions():
     np.testing.assert_allclose(tall[17:81], low, atol=1e-6)
     halved = high.reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.sqrt(((halved - low) ** 2).mean()) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_makeup_leaves_cheeks_and_nose_alone(seed):
+    """What make-up paints and what a blush or a nose paints do not overlap: the cosine of the sizes
+    of their derivatives over the pixels. Lipstick and lips, which share the mouth, are the null."""
+    attributes = np.random.default_rng(seed).normal(size=len(faces.ATTRIBUTES))
+    jacobian = jax.jacfwd(faces.render)(jnp.asarray(attributes, jnp.float32))
+    touched = np.abs(np.asarray(jacobian)).max(2).reshape(-1, len(faces.ATTRIBUTES))
+    touched = (touched / np.linalg.norm(touched, axis=0)).T
+    touched = dict(zip(faces.ATTRIBUTES, touched, strict=True))
+    for part in ("Rosy_Cheeks", "Pointy_Nose"):
+        assert touched["Heavy_Makeup"] @ touched[part] < 0.02
+    assert touched["Wearing_Lipstick"] @ touched["Big_Lips"] > 0.2
