@@ -242,6 +242,111 @@ def test_standard_error_of_a_sample_correlation_is_the_normal_theory_one():
     assert moment.stderr[0, 0] == pytest.approx(np.sqrt(2 / n), rel=4 * 0.09)
 
 
+# Held features whose gradients vary like a log-normal number, and a free one whose square is the
+# inverse of the weight: w J P Jᵀ is 1 at every latent, and the moment is 1/E[w] in closed form. With
+# w², or another function of the norms, it is some e to another power.
+
+
+def one_steep(x):  # a = eˣ, J P Jᵀ = eˣ: 1/E[e⁻ˣ]
+    return jnp.stack([jnp.exp(x[0] / 2) * x[2], jnp.exp(x[0]), 0 * x[1]])
+
+
+def two_steep(x):  # det(B Bᵀ)^½ = e^(x+y), neither the least norm nor the norms' product: 1/E[e^-(x+y)]
+    return jnp.stack(
+        [jnp.exp((x[0] + x[1]) / 2) * x[2], jnp.exp(x[0]), jnp.exp(x[0]) + jnp.exp(x[1])]
+    )
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+@pytest.mark.parametrize(
+    ("features", "held", "limit", "uniform"),
+    [(one_steep, 1, np.exp(-0.5), np.exp(0.5)), (two_steep, (1, 2), np.exp(-1), np.exp(1))],
+)
+def test_the_weight_of_the_filters_limit_where_norms_vary(features, held, limit, uniform, method):
+    options = {"method": method, "probes": 3 if method == "jvp" else 1, "batch": 700}
+    moment = held_moment(features, KEY, (3,), 5000, held, **options)
+    assert abs(moment.matrix[0, 0] - limit) < 4 * moment.stderr[0, 0] < 0.2 * limit
+    if method == "rows":  # every latent adds the same, in whichever batch
+        assert moment.effective_samples == pytest.approx(5000, rel=1e-9)
+    plain = held_moment(features, KEY, (3,), 5000, held, "uniform", **options)
+    assert abs(plain.matrix[0, 0] - uniform) < 4 * plain.stderr[0, 0] < 0.4 * uniform
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_gradients_are_dependent_up_to_rounding_and_no_further(method):
+    """Of two held gradients the second may be left with rounding alone, or with very little."""
+    u, v = np.array([0.3, -0.7, 1.1, 0.2]), np.array([0.9, 0.1, -0.4, 0.5])
+
+    def features(x, apart):
+        return jnp.stack([x @ v, x @ u, 0.7 * (x @ u) + 0.1 * (x @ u) + apart * (x @ v)])
+
+    with pytest.raises(ValueError, match=r"features \[1, 2\] cannot be held"):
+        held_moment(lambda x: features(x, 0.0), KEY, (4,), 10, (1, 2), method=method)
+    found = held_moment(lambda x: features(x, 1e-11), KEY, (4,), 10, (1, 2), method=method)
+    assert found.degenerate == 0
+
+
+def test_a_matrix_of_dependence_is_symmetric_for_every_sample():
+    for method in ("rows", "jvp"):
+        matrix = feature_covariance(bent, KEY, (2,), 1, method).matrix
+        np.testing.assert_allclose(matrix, matrix.T, rtol=1e-13)
+        assert np.abs(matrix).min() > 1e-3
+
+
+def test_an_antithetic_pair_cancels_what_is_odd():
+    """Of x and x²/2 the product of the slopes is x: nothing is left of it in any pair."""
+    pair = wiggle_moment(lambda x: jnp.stack([x[0], x[0] ** 2 / 2]), KEY, 1, 3, antithetic=True)
+    assert pair.matrix[0, 1] == 0 and pair.matrix[0, 0] == 1 and pair.matrix[1, 1] > 0
+
+
+def test_differences_are_taken_at_the_step_asked_for():
+    """Along z = ±1 the difference of x²/2 is x z + ε/2: its square has mean 1 + ε²/4."""
+    for eps in (2.0, -1.0):
+        moment = wiggle_moment(lambda x: x**2 / 2, KEY, 1, 4000, "finite_difference", eps=eps)
+        assert abs(moment.matrix[0, 0] - 1 - eps**2 / 4) < 4 * moment.stderr[0, 0] < 0.2
+
+
+def test_moments_of_wiggles_and_samples_count_as_many_as_their_traces_say():
+    wiggles = np.array(jax.vmap(heavy)(jax.random.normal(KEY, (200, 3))))
+
+    def effective(rows):
+        traces = np.array([row @ row for row in rows])
+        return traces.sum() ** 2 / (traces**2).sum()
+
+    kept = wiggles[np.abs(wiggles[:, 1]) < 1]
+    filtered = filtered_moment(wiggles, 1, 1.0)
+    assert filtered.samples == len(kept) < 200
+    assert filtered.effective_samples == pytest.approx(effective(kept), rel=1e-12)
+    centred = wiggles - wiggles.mean(0)
+    found = sample_moment(wiggles).effective_samples
+    assert found == pytest.approx(effective(centred), rel=1e-12)
+    # and those of an estimator, from each latent's Jacobian
+    rows = jax.vmap(lambda i: jacobian.rows(heavy, first_latent(i)).ravel())(jnp.arange(50))
+    found = wiggle_moment(heavy, KEY, 3, 50, batch=20).effective_samples
+    traces = (np.asarray(rows) ** 2).sum(1)
+    assert found == pytest.approx(traces.sum() ** 2 / (traces**2).sum(), rel=1e-9)
+
+
+def first_latent(i):
+    """Latent i of the estimators with KEY, drawn by hand."""
+    return jax.random.normal(jax.random.split(jax.random.fold_in(KEY, i))[0], (3,))
+
+
+def test_replicates_are_the_moments_without_a_group_of_latents():
+    """Sample i is in group i modulo 64; each replicate averages the others."""
+    rows = np.asarray(jax.vmap(lambda i: jacobian.rows(heavy, first_latent(i)))(jnp.arange(100)))
+    products = rows @ np.swapaxes(rows, 1, 2)
+    moment = wiggle_moment(heavy, KEY, 3, 100, batch=30)
+    np.testing.assert_allclose(moment.matrix, products.mean(0), rtol=1e-9)
+    for group in (0, 35, 36, 63):  # of two latents, and of one
+        others = np.delete(products, np.s_[group::64], axis=0)
+        np.testing.assert_allclose(moment.replicates[group], others.mean(0), rtol=1e-9)
+        assert moment.shares[group] == pytest.approx(1 - len(others) / 100)
+    deviations = (moment.replicates - moment.matrix) ** 2
+    expected = np.sqrt(((1 - moment.shares)[:, None, None] * deviations).sum(0))
+    np.testing.assert_allclose(moment.stderr, expected, rtol=1e-12)
+
+
 REPEATS = 400
 
 

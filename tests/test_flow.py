@@ -87,6 +87,16 @@ def test_the_adaptive_solver_keeps_its_tolerance():
     assert flow.evaluations is None
 
 
+def test_the_adaptive_solver_is_told_both_tolerances():
+    theirs = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, x, _: curved(t, x)), diffrax.Heun(), 0.0, 1.0, None, X0,
+        stepsize_controller=diffrax.PIDController(1e-2, 1e-6),
+    ).ys[0]  # fmt: skip
+    both, one = (cdelta.Flow(curved, "heun", rtol=1e-2, atol=atol)(X0) for atol in (1e-6, None))
+    np.testing.assert_allclose(both, theirs, rtol=1e-12)
+    assert np.abs(one - theirs).max() > 1e-5
+
+
 @pytest.mark.parametrize(
     "flow", [cdelta.Flow(velocity, "rk4", 60), cdelta.Flow(velocity, "tsit5", rtol=1e-9)]
 )

@@ -133,6 +133,25 @@ def test_transport_jacobian_is_the_papers_exponential(t, d):
         np.testing.assert_allclose(result @ source.cov @ result.T, target.cov, atol=1e-12)
 
 
+@pytest.mark.parametrize("t", TIMES)
+def test_transport_map_is_the_papers_path_between_means_apart_and_has_its_rate(t):
+    source, target = laws.pair(43, 3)
+    root = scipy.linalg.sqrtm(source.cov)
+    inverse = np.linalg.inv(root)
+    generator = scipy.linalg.logm(inverse @ scipy.linalg.sqrtm(root @ target.cov @ root) @ inverse)
+    x0 = np.array([0.5, 2.0, -1.0])
+    moved = scipy.linalg.expm(t * np.real(generator)) @ (x0 - source.mean)
+    path, rate = jax.jvp(
+        lambda t: gaussian.transport_map(t, x0, source, target), (jnp.asarray(t),), (jnp.ones(()),)
+    )
+    np.testing.assert_allclose(
+        path, (1 - t) * source.mean + t * target.mean + moved, atol=1e-11
+    )
+    np.testing.assert_allclose(
+        rate, target.mean - source.mean + np.real(generator) @ moved, atol=1e-10
+    )
+
+
 def test_the_two_paths_agree_at_one_only_when_the_covariances_commute():
     source, target = laws.pair(6, 3)
     values, vectors = np.linalg.eigh(source.cov)

@@ -78,6 +78,14 @@ def test_the_forward_difference_errs_in_proportion_to_eps_and_the_central_one_to
     assert coarse_central / fine_central == pytest.approx(100, rel=0.1)
 
 
+def test_the_difference_is_the_forward_one():
+    """Of squares it is 2 x z + ε z², exactly; backward it would be 2 x z - ε z²."""
+    x, z = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+    for eps in (0.25, -0.25):
+        found = jacobian.finite_difference(lambda x: x**2, x, z, eps)
+        np.testing.assert_allclose(found, 2 * x * z + eps * z**2, rtol=1e-14)
+
+
 def test_in_single_precision_a_small_eps_is_rounding():
     x, probe, exact = (
         X0.astype(jnp.float32),

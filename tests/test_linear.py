@@ -114,3 +114,14 @@ def test_a_squared_feature_is_invisible_at_the_origin():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_conditional_mean_does_not_depend_on_the_unit_of_the_matrix_at_one():
+    """Which directions A reaches is told relative to its largest singular value."""
+    a, x = matrix(7, (4, 2)), jax.random.normal(jax.random.key(8), (4,))
+    for unit in (1e-30, 1e30):
+        np.testing.assert_allclose(
+            linear.conditional_mean(1.0, x, unit * a),
+            linear.conditional_mean(1.0, x, a),
+            atol=1e-13,
+        )

@@ -235,6 +235,28 @@ def test_moments_and_sampling():
     )
 
 
+def test_label_and_noise_of_a_draw_are_independent():
+    """In one dimension, where a label and its noise would come from the same bits."""
+    target = GaussianMixture(
+        jnp.array([0.4, 0.6]), jnp.array([[-50.0], [50]]), jnp.array([[[1.0]], [[4]]])
+    )
+    draws = np.asarray(target.sample(jax.random.key(0), 20_000))[:, 0]
+    for k, part in enumerate((draws[draws < 0], draws[draws > 0])):
+        z = (part - float(target.means[k, 0])) / float(target.covs[k, 0, 0]) ** 0.5
+        assert abs(z.mean()) * np.sqrt(len(z)) < 4
+        assert abs((z**2).mean() - 1) * np.sqrt(len(z) / 2) < 4
+
+
+def test_weights_that_sum_to_one_up_to_rounding_are_made_to_do_so():
+    """What is refused only from 1e-5 on is divided out: a density has integral 1."""
+    target = GaussianMixture(
+        jnp.array([0.25, 0.250005, 0.5]), jnp.zeros((3, 1)), jnp.ones((3, 1, 1))
+    )
+    x = jnp.linspace(-9, 9, 400)
+    density = jax.vmap(lambda x: mixture.log_density(1.0, x, Gaussian.standard(1), target))
+    assert abs(np.trapezoid(np.exp(density(x[:, None])), x) - 1) < 1e-13
+
+
 def test_single_precision_stays_single_and_transforms_compose():
     source, target = (
         jax.tree.map(lambda leaf: leaf.astype(jnp.float32), law) for law in laws.pair_mixture(39, 3)

@@ -29,3 +29,28 @@ def test_a_moment_is_a_pytree_and_one_sample_has_no_error():
     np.testing.assert_allclose(twice.matrix, 2 * moment.matrix)
     assert np.isnan(wiggle_moment(hermite, KEY, (4,), 1).stderr).all()
     assert "replicates" not in repr(moment)
+
+
+def test_selecting_features_keeps_which_are_held():
+    """In the new numbers; and what is held later joins what was held before."""
+    moment = wiggle_moment(hermite, KEY, (4,), 50).partial(1)
+    for indices, held in (([2, 1], (1,)), ([1, 0], (0,)), ([0, 2], ())):
+        chosen = moment.select(indices)
+        assert chosen.held == held
+        np.testing.assert_array_equal(chosen.matrix, moment.matrix[np.ix_(indices, indices)])
+        undefined = [i in held for i in range(2)]
+        np.testing.assert_array_equal(np.isnan(np.diag(chosen.correlation)), undefined)
+        np.testing.assert_array_equal(chosen.stderr, moment.stderr[np.ix_(indices, indices)])
+    assert moment.partial(0).held == (1, 0)
+
+
+def test_errors_of_a_partial_moment_are_those_of_its_replicates():
+    moment = wiggle_moment(hermite, KEY, (4,), 200)
+
+    def regressed(matrix):  # entry 0, 0 with features 1 and 2 held, from the inverse
+        return 1 / np.linalg.inv(matrix)[0, 0]
+
+    value, stderr = moment.estimate(regressed)
+    partial = moment.partial((1, 2))
+    assert abs(partial.matrix[0, 0] / value - 1) < 1e-12
+    assert abs(partial.stderr[0, 0] / stderr - 1) < 1e-9

@@ -175,6 +175,16 @@ def test_endpoints_are_finite(kind, target):
     )
 
 
+@pytest.mark.parametrize("kind", ["isotropic", "dense"])
+def test_reverse_mode_is_finite_at_the_end_of_a_dataset(kind):
+    """At t = 1 without bandwidth the formula reads 0/0: a reverse pass goes through it as well."""
+    source, target = sources()[kind], dataset()
+    x = jnp.array([0.4, -0.2, 1.0])
+    for function in (posterior.mean, posterior.velocity):
+        jacobian = jax.jacrev(lambda x, f=function: f(1.0, x, source, target))(x)
+        np.testing.assert_allclose(jacobian, np.eye(3), atol=1e-13)
+
+
 @pytest.mark.parametrize("bandwidth", [0.0, 0.2])
 @pytest.mark.parametrize("t", [0.01, 0.5, 0.999, 1.0])
 def test_far_tail_is_finite(t, bandwidth):

@@ -145,6 +145,28 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         wiggle_moment(hermite, KEY, (4,), 100, resume=path)
 
 
+def test_files_of_pairs_and_of_single_latents_are_told_apart(tmp_path):
+    path = tmp_path / "moment.npz"
+    wiggle_moment(linear, KEY, (4,), 10, antithetic=True, resume=path)
+    with pytest.raises(ValueError, match=r"its statistic is .*antithetic=True"):
+        wiggle_moment(linear, KEY, (4,), 20, resume=path)
+
+
+def test_an_estimate_with_weights_does_not_depend_on_the_batch():
+    """Each batch has its own unit of weight."""
+    reference = held_moment(bent, KEY, (2,), 100, 1)
+    for batch in (7, 64):
+        found = held_moment(bent, KEY, (2,), 100, 1, batch=batch)
+        np.testing.assert_allclose(found.matrix, reference.matrix, rtol=1e-12)
+        np.testing.assert_allclose(found.stderr, reference.stderr, rtol=1e-9)
+        assert found.effective_samples == pytest.approx(reference.effective_samples, rel=1e-12)
+
+
+def test_latents_beyond_the_last_are_no_degenerate_ones():
+    moment = held_moment(bent, KEY, (2,), 10, 1, batch=7)  # the second batch is asked for three
+    assert moment.samples == 10 and moment.degenerate == 0
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

@@ -1,0 +1,81 @@
+"""No random key is used twice: jax follows each key through the program of whatever draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.errors import KeyReuseError
+
+from cdelta import Empirical, Gaussian, GaussianMixture, causal, dependence, networks, training
+from cdelta.datasets import faces, toy
+
+KEY = jax.random.key(0)
+EYES = jnp.stack([jnp.eye(2)] * 3)
+
+
+def draws_twice(key):
+    return jax.random.normal(key, (3,)) + jax.random.uniform(key, (3,))
+
+
+def velocity(t, x):
+    return t * x
+
+
+DRAWING = {
+    "a Gaussian": lambda key: Gaussian(jnp.zeros(2), jnp.eye(2)).sample(key, 4),
+    "a mixture": lambda key: GaussianMixture(jnp.ones(3) / 3, jnp.ones((3, 2)), EYES).sample(key, 4),
+    "a dataset": lambda key: Empirical(jnp.ones((5, 2)), 0.1).sample(key, 4),
+    "moons": lambda key: toy.moons(key, 4),
+    "a board": lambda key: toy.checkerboard(key, 4),
+    "rings": lambda key: toy.rings(key, 4),
+    "noises of faces": lambda key: faces.noises(key, 3),
+    "a linear model": lambda key: causal.collider().sample(key, 4),
+    "a loss": lambda key: training.loss(velocity, key, jnp.ones((4, 2))),
+    "a target's loss": lambda key: training.target_loss(velocity, key, jnp.ones((4, 2))),
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_what_draws_uses_a_key_once(name):
+    with jax.debug_key_reuse(True):
+        jax.eval_shape(jax.jit(DRAWING[name]), KEY)
+
+
+def test_a_key_used_twice_is_seen():
+    with jax.debug_key_reuse(True), pytest.raises(KeyReuseError):
+        jax.eval_shape(jax.jit(draws_twice), KEY)
+
+
+def sine(x):
+    return jnp.sin(x)
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda: dependence.wiggle_moment(sine, KEY, 2, 2, "jvp"),
+        lambda: dependence.feature_covariance(sine, KEY, 2, 2, "jvp"),
+        lambda: dependence.held_moment(sine, KEY, 2, 2, 0, method="jvp"),
+    ],
+    ids=["wiggle", "covariance", "held"],
+)
+def test_latents_and_probes_of_an_estimator_have_keys_of_their_own(estimate):
+    with jax.debug_key_reuse(True):
+        estimate()
+
+
+def test_sampler_and_objective_of_a_step_have_keys_of_their_own():
+    def objective(network, key, batch):
+        return training.loss(network, key, batch)
+
+    with jax.debug_key_reuse(True):
+        fit = training.fit(
+            networks.MLP(1, width=2, layers=1, rngs=nnx.Rngs(0)),
+            lambda key: jax.random.normal(key, (2, 1)),
+            KEY,
+            steps=1,
+            objective=objective,
+            progress=False,
+        )
+    assert np.isfinite(fit.losses).all()
