@@ -12,7 +12,7 @@ PAGES   := _build/html/index.html
 SITE    := _build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke again site pages train bench serve lab lock pairs clean FORCE
+.PHONY: help env book execute test lint unit smoke again site pages train bench mutants serve lab lock pairs clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make pages    the book as readers get it, its pages in a browser"
 	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
+	@echo "make mutants [NAMES='flow ...'] [SAMPLE=8]      errors planted one at a time: which tests catch them (an hour; one minute)"
 	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later)"
 	@echo "make serve    look at the book on localhost ([PORT=8000]: that one or none)"
 	@echo "make lab      open the chapters in JupyterLab, to run and change them"
@@ -84,6 +85,7 @@ pairs: $(STAMP)
 test:
 	$(MAKE) lint
 	$(MAKE) unit
+	$(MAKE) mutants SAMPLE=8
 	$(MAKE) -j 2 again site
 
 lint: $(STAMP)
@@ -121,6 +123,10 @@ train: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks $(NAMES)
+
+# tests/mutants/*.toml, each error in a copy; SAMPLE of the quick ones, always the same.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants $(NAMES) $(if $(SAMPLE),--sample $(SAMPLE))
 
 clean:
 	rm -rf _build build dist book/executed *.egg-info .pytest_cache .ruff_cache

@@ -415,3 +415,21 @@ def test_other_versions_of_the_libraries_are_named(tmp_path, interrupted, monkey
     with pytest.warns(UserWarning, match="objective and optimizer are the same could not be"):
         resumed = run(steps=6, checkpoints=tmp_path / "run")
     np.testing.assert_array_equal(resumed.losses, whole.losses)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ema": 0.5}, "its ema is"),
+        ({"chunk": 2}, "its chunk is"),
+    ],
+)
+def test_settings_tell_runs_apart_where_programs_cannot(
+    tmp_path, interrupted, monkeypatch, change, message
+):
+    """Under other versions of the libraries the compiled step says nothing of them."""
+    run, folder, _ = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    monkeypatch.setattr(_checkpoints, "version", lambda library: "0.0")
+    with pytest.raises(ValueError, match=message):
+        run(**{"steps": 6, "checkpoints": tmp_path / "run"} | change)

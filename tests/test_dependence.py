@@ -242,16 +242,18 @@ def test_standard_error_of_a_sample_correlation_is_the_normal_theory_one():
     assert moment.stderr[0, 0] == pytest.approx(np.sqrt(2 / n), rel=4 * 0.09)
 
 
-# Held features whose gradients vary like a log-normal number, and a free one whose square is the
-# inverse of the weight: w J P Jᵀ is 1 at every latent, and the moment is 1/E[w] in closed form. With
-# w², or another function of the norms, it is some e to another power.
+# Held features whose gradients vary like a log-normal number, and a free one whose slope squared is
+# 1/w: w J P Jᵀ is 1 at every latent, and the moment is 1/E[w] in closed form. With w², or another
+# function of the norms, it is another power of e.
 
 
 def one_steep(x):  # a = eˣ, J P Jᵀ = eˣ: 1/E[e⁻ˣ]
     return jnp.stack([jnp.exp(x[0] / 2) * x[2], jnp.exp(x[0]), 0 * x[1]])
 
 
-def two_steep(x):  # det(B Bᵀ)^½ = e^(x+y), neither the least norm nor the norms' product: 1/E[e^-(x+y)]
+def two_steep(
+    x,
+):  # det(B Bᵀ)^½ = e^(x+y), neither the least norm nor the norms' product: 1/E[e^-(x+y)]
     return jnp.stack(
         [jnp.exp((x[0] + x[1]) / 2) * x[2], jnp.exp(x[0]), jnp.exp(x[0]) + jnp.exp(x[1])]
     )

@@ -144,9 +144,7 @@ def test_transport_map_is_the_papers_path_between_means_apart_and_has_its_rate(t
     path, rate = jax.jvp(
         lambda t: gaussian.transport_map(t, x0, source, target), (jnp.asarray(t),), (jnp.ones(()),)
     )
-    np.testing.assert_allclose(
-        path, (1 - t) * source.mean + t * target.mean + moved, atol=1e-11
-    )
+    np.testing.assert_allclose(path, (1 - t) * source.mean + t * target.mean + moved, atol=1e-11)
     np.testing.assert_allclose(
         rate, target.mean - source.mean + np.real(generator) @ moved, atol=1e-10
     )

@@ -24,7 +24,9 @@ def velocity(t, x):
 
 DRAWING = {
     "a Gaussian": lambda key: Gaussian(jnp.zeros(2), jnp.eye(2)).sample(key, 4),
-    "a mixture": lambda key: GaussianMixture(jnp.ones(3) / 3, jnp.ones((3, 2)), EYES).sample(key, 4),
+    "a mixture": lambda key: GaussianMixture(jnp.ones(3) / 3, jnp.ones((3, 2)), EYES).sample(
+        key, 4
+    ),
     "a dataset": lambda key: Empirical(jnp.ones((5, 2)), 0.1).sample(key, 4),
     "moons": lambda key: toy.moons(key, 4),
     "a board": lambda key: toy.checkerboard(key, 4),

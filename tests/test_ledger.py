@@ -183,6 +183,12 @@ def test_what_its_null_passes_is_undecided(record, null, outcome, capsys):
     assert all(name in printed for name in null)
 
 
+def test_the_error_of_a_value_gives_its_check_no_room(record):
+    """What must hold has a bound that says by how much it may miss: not twice."""
+    with pytest.raises(ledger.ClaimError, match="MISSED T3"):
+        ledger.check("T3", "a distance", 1.1, 1.0, stderr=0.2)
+
+
 def test_a_claim_that_fails_does_so_whatever_its_null(record):
     assert ledger.decide("E5", "agreement", 0.2, (0.5, None), null={"a": 0.9}) == "fails"
 

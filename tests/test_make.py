@@ -68,6 +68,9 @@ def test_options_reach_the_scripts(make):
         "a book: python book/pairs.py 01 02 --take md"
     ]
     assert make("pairs") == ["a book: python book/pairs.py"]
+    assert make("mutants", "NAMES=flow causal", "SAMPLE=8") == [
+        "a book: python -m tests.mutants flow causal --sample 8"
+    ]
     assert make("serve", "PORT=8123") == ["a book: python book/serve.py 8123"]
     assert make("lab") == ["a book: python book/lab.py"]
 

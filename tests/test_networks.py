@@ -189,6 +189,159 @@ def test_small_unet_starts_as_the_zero_velocity():
     assert v.shape == (8, 8) and float(jnp.abs(v).max()) == 0
 
 
+# ----------------------------------------------------------------- blocks and networks, written out
+
+
+def silu(h):
+    return h / (1 + np.exp(-h))
+
+
+def convolved(x, layer, stride=1, pad=None):
+    """A convolution of ``x`` [h, w, a], pixel by pixel; padded to the same size unless told."""
+    kernel = np.asarray(layer.kernel[...])
+    side, stride = kernel.shape[0], int(np.ravel(stride)[0])  # flax keeps a number or a pair
+
+    def margins(n):
+        total = max((-(-n // stride) - 1) * stride + side - n, 0)
+        return (total // 2, total - total // 2) if pad is None else (pad, pad)
+
+    x = np.pad(x, (*map(margins, x.shape[:2]), (0, 0)))
+    rows, columns = (range(0, n - side + 1, stride) for n in x.shape[:2])
+    out = np.array(
+        [[np.tensordot(x[i : i + side, j : j + side], kernel, 3) for j in columns] for i in rows]
+    )
+    return out + (0 if layer.bias is None else np.asarray(layer.bias[...]))
+
+
+def normed(x, layer):
+    """Batch normalisation by its running averages, or group normalisation with at most 8 groups."""
+    scale, bias = np.asarray(layer.scale[...]), np.asarray(layer.bias[...])
+    if isinstance(layer, nnx.BatchNorm):
+        return (x - layer.mean[...]) / np.sqrt(layer.var[...] + 1e-5) * scale + bias
+    groups = max(g for g in range(1, 9) if x.shape[-1] % g == 0)
+    parts = x.reshape(*x.shape[:2], groups, -1)
+    mean, var = (f(parts, axis=(0, 1, 3), keepdims=True) for f in (np.mean, np.var))
+    return ((parts - mean) / np.sqrt(var + 1e-6)).reshape(x.shape) * scale + bias
+
+
+def dense(x, layer):
+    return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+
+def block_by_hand(h, block, embedded=None):
+    """The paper's block, the residual one, and ResNet's bottleneck."""
+    if isinstance(block, networks.PlainBlock):
+        h = silu(normed(convolved(h, block.first), block.norm_first) + dense(embedded, block.t))
+        return silu(normed(convolved(h, block.second), block.norm_second))
+    if isinstance(block, networks.Bottleneck):
+        stride = block.middle.strides
+        inner = np.maximum(normed(convolved(h, block.reduce), block.norm_reduce), 0)
+        inner = convolved(inner, block.middle, stride, 1)
+        inner = np.maximum(normed(inner, block.norm_middle), 0)
+        inner = normed(convolved(inner, block.expand), block.norm_expand)
+        if block.shortcut is not None:
+            h = normed(convolved(h, block.shortcut, stride), block.norm_shortcut)
+        return np.maximum(h + inner, 0)
+    stride = block.first.strides
+    inner = convolved(silu(normed(h, block.norm_first)), block.first, stride)
+    inner = normed(inner, block.norm_second)
+    if block.t is not None:
+        scale, shift = np.split(dense(silu(embedded), block.t), 2)
+        inner = inner * (1 + scale) + shift
+    if block.shortcut is not None:
+        h = convolved(h, block.shortcut, stride)
+    return h + convolved(silu(inner), block.second)
+
+
+@pytest.mark.parametrize("wide", [4, 24])
+def test_a_plain_block_is_its_formula(wide):
+    """Time is added after the norm: before it, a running average would be taken off again."""
+    block = filled(lambda: networks.PlainBlock(3, wide, 6, rngs=rngs()))
+    h, embedded = np.random.default_rng(2).normal(size=(5, 4, 3)), np.linspace(-2, 1, 6)
+    np.testing.assert_allclose(
+        block(jnp.asarray(h)[None], jnp.asarray(embedded))[0],
+        block_by_hand(h, block, embedded),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(("wide_in", "wide", "stride"), [(24, 24, 1), (4, 6, 2)])
+@pytest.mark.parametrize("time", [0, 6])
+def test_a_residual_block_is_its_formula(wide_in, wide, stride, time):
+    block = filled(lambda: networks.ResidualBlock(wide_in, wide, time, stride, rngs=rngs()))
+    h = np.random.default_rng(3).normal(size=(6, 5, wide_in))
+    embedded = np.linspace(-2, 1, 6) if time else None
+    found = block(jnp.asarray(h)[None], None if embedded is None else jnp.asarray(embedded))[0]
+    np.testing.assert_allclose(found, block_by_hand(h, block, embedded), atol=1e-5)
+
+
+def pooled(h, reduce):
+    n, m = (size // 2 for size in h.shape[:2])
+    return reduce(h[: 2 * n, : 2 * m].reshape(n, 2, m, 2, -1), axis=(1, 3))
+
+
+def doubled(h):
+    for axis in (0, 1):
+        n = h.shape[axis]
+        places = np.linspace(0, n - 1, 2 * n)
+        h = np.apply_along_axis(
+            lambda line, p=places: np.interp(p, np.arange(len(line)), line), axis, h
+        )
+    return h
+
+
+@pytest.mark.parametrize(("name", "shape"), [("small", (8, 8, 1)), ("plain", (7, 6, 1))])
+def test_a_unet_is_its_parts_in_their_order(name, shape):
+    """Down by means or by maxima, what was left on the way in the order of the way back."""
+    residual = name == "small"
+    network = filled(
+        lambda: networks.UNet(
+            shape[:2], (4, 6), residual=residual, time=8, highest=30.0, rngs=rngs()
+        )
+    )
+    t, x = 0.3, np.random.default_rng(4).normal(size=shape)
+    frequencies = 30.0 ** (1 - np.arange(4) / 3)
+    features = np.concatenate([np.sin(frequencies * t), np.cos(frequencies * t)])
+    embedded = dense(silu(dense(features, network.t_in)), network.t_out)
+    h = convolved(x, network.x_in) if residual else x
+    h = block_by_hand(h, network.down[0][0], embedded)
+    skip = h
+    h = pooled(h, np.mean if residual else np.max)
+    h = block_by_hand(h, network.down[1][0], embedded)
+    if residual:
+        h = np.asarray(network.attention(jnp.asarray(h)[None])[0])
+    h = doubled(h)
+    h = np.pad(h, [(0, n - m) for n, m in zip(skip.shape[:2], h.shape[:2], strict=True)] + [(0, 0)])
+    h = block_by_hand(np.concatenate([skip, h], -1), network.up[0][0], embedded)
+    if residual:
+        h = silu(normed(h, network.norm))
+    found = network(t, jnp.asarray(x[..., 0]))
+    np.testing.assert_allclose(found, convolved(h, network.out)[..., 0], atol=2e-5)
+
+
+def test_batch_norm_in_training_keeps_nine_tenths_of_its_averages():
+    """And those are of the batch, which flax takes over the axis that the loss names."""
+    from cdelta import training
+
+    class Normed(nnx.Module):
+        def __init__(self):
+            self.norm = networks._batch_norm(1, rngs())
+            self.w = nnx.Param(jnp.zeros(()))
+
+        def __call__(self, x):
+            return self.norm(x[None])[0] * self.w[...]
+
+    data = np.random.default_rng(0).normal(3.0, 2.0, (16, 1)).astype(np.float32)
+    result = training.fit(
+        Normed(), data, jax.random.key(0), steps=2, batch=16, progress=False,
+        objective=lambda n, k, x: training._batched(n)(x).sum(),
+    )  # fmt: skip
+    kept = 0.9**2
+    norm = result.network.norm
+    np.testing.assert_allclose(norm.mean[...], (1 - kept) * data.mean(), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], kept + (1 - kept) * data.var(), rtol=1e-5)
+
+
 # --------------------------------------------------------------------------------------- classifier
 
 
@@ -225,6 +378,35 @@ def test_classifier(shape, bottleneck):
     assert logits.shape == (5,) and float(jnp.abs(jvp).min()) > 1e-6
     np.testing.assert_allclose(jnp.einsum("k...,...->k", rows, dx), jvp, atol=1e-12)
     np.testing.assert_allclose(batch[1], logits, atol=1e-12)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_classifier_is_its_parts_in_their_order(bottleneck):
+    network = filled(
+        lambda: networks.Classifier((8, 8), 3, (4, 6), (1, 1), 1, bottleneck, rngs=rngs())
+    )
+    x = np.random.default_rng(5).normal(size=(8, 8))
+    if bottleneck:
+        h = np.maximum(normed(convolved(x[..., None], network.x_in, 2, 3), network.norm), 0)
+        h = np.pad(h, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+        h = np.array(
+            [[h[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, 4, 2)] for i in range(0, 4, 2)]
+        )
+    else:
+        h = convolved(x[..., None], network.x_in)
+    for block in network.blocks:
+        h = block_by_hand(h, block)
+    if not bottleneck:
+        h = silu(normed(h, network.norm))
+    expected = dense(h.mean((0, 1)), network.out)
+    np.testing.assert_allclose(network(jnp.asarray(x)), expected, atol=2e-5)
+
+
+def test_the_velocity_beyond_the_last_time_is_that_at_it():
+    velocity = networks.VelocityFromTarget(lambda t, x: jnp.sin(5 * t) * x, last=0.8)
+    x = jnp.array([1.0, -2.0])
+    for t in (0.8, 0.9, 1.0):
+        np.testing.assert_allclose(velocity(t, x), (np.sin(4.0) - 1) * x / 0.2, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------ x1 prediction

@@ -38,6 +38,22 @@ def test_of_two_normals():
     assert abs(found.value - 2) < 0.02
 
 
+def test_value_and_error_are_those_of_the_slices():
+    """Slice by slice: the mean square over directions, and the delta method for its root."""
+    x, y = RNG.normal(size=(20, 3)), RNG.normal(1.0, 2.0, size=(20, 3))
+    theta = np.asarray(jax.random.normal(KEY, (3, 16)))
+    squares = np.array(
+        [
+            ((np.sort(x @ direction) - np.sort(y @ direction)) ** 2).mean()
+            for direction in (theta / np.linalg.norm(theta, axis=0)).T
+        ]
+    )
+    found = quality.sliced_wasserstein(x, y, KEY, directions=16)
+    assert found.value == pytest.approx(np.sqrt(squares.mean()), rel=1e-12)
+    stderr = squares.std(ddof=1) / 4 / (2 * found.value)
+    assert found.stderr == pytest.approx(stderr, rel=1e-12)
+
+
 def test_in_single_precision():
     x, y = (RNG.normal(size=(300, 28, 28)).astype(np.float32) for _ in range(2))
     single = quality.sliced_wasserstein(x, y, KEY)

@@ -95,6 +95,15 @@ def test_another_source():
     assert abs(values.mean() - 0.5 * np.pi / 2) / (values.std() / 20) < 4
 
 
+def test_time_and_source_of_a_loss_are_independent_of_each_other():
+    """The regression of x0 on t is none: with one key for both it would be one."""
+    t, x0, _, x = training._interpolated(KEY, jnp.zeros((4000, 1)), training.standard_normal)
+    within = np.asarray(t) * 4000 % 1 - 0.5  # uniform in its stratum
+    z = (within * np.asarray(x0)[:, 0]).mean() * np.sqrt(4000 * 12)
+    assert abs(z) < 4
+    np.testing.assert_allclose(x[:, 0], (1 - t) * x0[:, 0], rtol=1e-12)
+
+
 def test_losses_of_classifiers():
     images, labels = jnp.zeros((6, 4)), jnp.arange(6) % 3
     logits = jnp.array([1.0, 2.0, 3.0])
@@ -220,6 +229,20 @@ def test_adamw_follows_its_recursion():
         step = (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
         w -= now * (step + decay * w)
     np.testing.assert_allclose(result.network.w[...], w, atol=1e-6)
+
+
+def test_adamw_decays_weights_and_clips_gradients_unless_told_otherwise():
+    """By 1e-4 of the rate, to norm 1; a rate alone is a rate for all steps."""
+    rate, w = 0.1, 3.0
+    optimizer = training.adamw(rate)
+    state = optimizer.init(jnp.array(w))
+    m = v = 0.0
+    for k, gradient in enumerate((100.0, 0.5, 0.0)):
+        update, state = optimizer.update(jnp.array(gradient), state, jnp.array(w))
+        gradient = min(gradient, 1.0)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        step = (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+        np.testing.assert_allclose(update, -rate * (step + 1e-4 * w), rtol=1e-12)
 
 
 def test_running_averages_of_batch_norm_come_back():

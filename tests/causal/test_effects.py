@@ -87,6 +87,24 @@ def test_local_effects_refused(unchecked, rows, order, message):
         causal.local_effects(rows, order)
 
 
+def test_rows_that_depend_on_others_up_to_rounding_are_refused():
+    """A sum of two rows leaves rounding behind, not zero; a little more is another row."""
+    rows = np.array(jax.random.normal(jax.random.key(10), (3, 6)))
+    rows[2] = 0.3 * rows[0] - 1.7 * rows[1]
+    with pytest.raises(ValueError, match="independent; feature 2 adds nothing"):
+        causal.local_effects(rows, range(3))
+    rows[2] += 1e-10 * np.arange(6)
+    lower, _ = causal.local_effects(rows, range(3))
+    assert 1e-11 < lower[2, 2] < 1e-9
+
+
+def test_rows_refused_are_named_by_their_feature(unchecked):
+    """Not by their place in the order."""
+    rows = [[1.0, 0, 0], [2, 0, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match="independent; feature 1 adds nothing"):
+        causal.local_effects(rows, [2, 0, 1])
+
+
 def test_local_effects_in_half_precision():
     rows = jax.random.normal(jax.random.key(9), (3, 8), jnp.bfloat16)
     lower, directions = causal.local_effects(rows, range(3))

@@ -88,3 +88,16 @@ def test_a_mediator_and_a_common_cause_can_have_one_law():
         fork.do(FIRST, 1.0).mean[SECOND] == 0
         and abs(chain.do(FIRST, 1.0).mean[SECOND] - back * 0.6) < 1e-14
     )
+
+
+def test_effects_and_noises_are_those_asked_for():
+    """From the equations, feature by feature: each effect and each noise is another number."""
+    noise, e = jnp.array([0.5, 2.0, 3.0]), jnp.array([1.0, -1.0, 0.3])
+    i, j, k = noise * e
+    common = (i + 0.7 * k, j - 0.2 * k, k)
+    np.testing.assert_allclose(causal.common_cause(0.7, -0.2, noise)(e), common, rtol=1e-13)
+    middle = k + 0.7 * i
+    chain = (i, j - 0.2 * middle + 0.4 * i, middle)
+    np.testing.assert_allclose(causal.mediator(0.7, -0.2, 0.4, noise)(e), chain, rtol=1e-13)
+    met = (i, j, k + 0.7 * i - 0.2 * j)
+    np.testing.assert_allclose(causal.collider(0.7, -0.2, noise)(e), met, rtol=1e-13)

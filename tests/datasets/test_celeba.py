@@ -177,6 +177,15 @@ def test_a_stream_gives_a_step_the_same_batch_whenever(celeba_folder):
     assert len({image.tobytes() for image in shown}) == 24
 
 
+def test_a_stream_shows_each_epoch_in_an_order_of_its_own(celeba_folder):
+    dataset = celeba(celeba_folder[0], size=8)
+    stream = dataset.stream(12, seed=3, labels=False)
+    images = np.concatenate([stream.batch_at(step) for step in range(6)])
+    epochs = [[image.tobytes() for image in epoch] for epoch in np.split(images, 3)]
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
 def test_training_runs_on_a_stream_and_resumes(celeba_folder, tmp_path):
     import jax
     from flax import nnx

@@ -43,3 +43,20 @@ def test_arrows_have_the_length_of_their_vectors():
     quiver = figures.arrows(ax, [[1.0, 1.0]], [[2.0, 0.5]], scale=0.5)
     np.testing.assert_allclose([quiver.U, quiver.V], [[1.0], [0.25]])
     assert (quiver.angles, quiver.scale_units, quiver.scale) == ("xy", "xy", 1)
+
+
+def test_numbers_stand_in_their_cells_and_images_on_one_scale():
+    _, ax = plt.subplots()
+    values = np.array([[1.0, 2], [3, 4]])
+    figures.matrix(ax, values, stderr=values / 10, form=".1f")
+    for text in ax.texts:
+        column, row = text.get_position()
+        value = values[row, column]
+        assert text.get_text() == f"{value:.1f}\n±{value / 10:.1f}"
+    _, axes = plt.subplots(1, 2)
+    stack = np.array([[[0.0, 1]], [[2, 3]]])
+    figures.images(axes, stack)
+    assert [ax.get_images()[0].get_clim() for ax in axes] == [(0, 3)] * 2
+    _, axes = plt.subplots(1, 2)
+    figures.images(axes, stack - 1, diverging=True)
+    assert [ax.get_images()[0].get_clim() for ax in axes] == [(-2, 2)] * 2

@@ -2,15 +2,15 @@
 
 A file ``MODULE.toml`` for each module of the package (``causal.effects.toml``), an entry for each
 error: ``breaks`` says in words what becomes wrong; ``old`` is text that occurs once in the module,
-``new`` what takes its place; ``tests`` are named from ``tests/`` on, as pytest names them; ``quick``
-marks those that a sample is drawn from, whose tests take a second or two.
+``new`` what takes its place; ``tests`` are named as pytest names them, from ``tests/`` on;
+``quick`` marks those that a sample is drawn from: their tests take a second or two.
 
-A list that is kept, and not what mutmut or cosmic-ray would generate: those change every operator
-of every line, so that most of the thousands of programs are refused input or messages, or the same
-program (a sum in another order, a tolerance, a unit of a jackknife), to be sorted out by hand each
-time; they import the package past jaxtyping's hook, which the tests rely on; and each pays for
-starting JAX and for compiling anew. Of errors that matter, like a weight squared or a key used
-twice, few are one operator.
+A list that is kept, and not what mutmut or cosmic-ray would generate. Those change every operator
+of every line: most of the thousands of programs differ in what they refuse or say, or not at all (a
+sum in another order, a tolerance), to be sorted out by hand again and again, and each pays for
+importing JAX and for compiling anew. They also import the package past jaxtyping's hook, on which
+the tests rely. And of the errors that matter, a weight squared, a key used twice, few are one
+operator.
 """
 
 import hashlib

@@ -163,6 +163,31 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_that_stops_early_is_on_the_schedule_of_the_whole():
+    """And its average is the recipe's: none, here."""
+    recipe = tiny(ema=0.0)
+    stopped = recipe.fit(steps=2, progress=False)
+    by_hand = training.fit(
+        recipe.build(), recipe.samples("train"), jax.random.key(0), steps=2, batch=64, ema=0,
+        optimizer=training.adamw(2e-3, 3, 1), progress=False,
+    )  # fmt: skip
+    for a, b in zip(weights(stopped.network), weights(by_hand.network), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_held_out_loss_is_the_mean_over_held_out_rows():
+    recipe = tiny()
+    network, images = recipe.build(), recipe.samples("held_out")
+    losses = []
+    for i in range(3):
+        rows = np.random.default_rng([0, i]).permutation(len(images))[:5]
+        key = jax.random.fold_in(jax.random.key(0), i)
+        losses.append(float(training.loss(network, key, jnp.asarray(images[rows]))))
+    mean, stderr = recipe.held_out_loss(network, repeats=3, batch=5)
+    assert mean == pytest.approx(np.mean(losses), rel=1e-5)
+    assert stderr == pytest.approx(np.std(losses, ddof=1) / np.sqrt(3), rel=1e-3)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"name must be one of .*'nothing'"):
         pretrained.load("nothing")
