@@ -6,6 +6,7 @@ a test, and has not started JAX: what takes most of the time of a short test is 
 
 import argparse
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -96,6 +97,8 @@ def environment(copy: Path) -> None:
     """What the processes inherit; read by JAX when it is imported."""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # an error may be as long as what it replaces
     sys.dont_write_bytecode = True
+    # nbval, which is loaded unasked, compiles grammars for longer than most of the tests take
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     # programs that no error touches are compiled once
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(copy / "compiled"))
     for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES"):
@@ -110,6 +113,9 @@ def import_libraries() -> None:
     import pytest  # noqa: F401
     import scipy.integrate
     import scipy.stats  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # all of it stays
 
 
 def in_a_process(copy: Path, tests: list[str]) -> tuple[int | None, str]:
@@ -140,7 +146,9 @@ def tested(copy: Path, tests: list[str], printed: Path) -> None:
     sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".") != ROOT)]
     code = 70
     with contextlib.suppress(BaseException):
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=short", *tests]))
+        without = ("cacheprovider", "unraisableexception")  # the latter collects garbage ten times
+        options = ["-x", "-q", "--tb=short", *(f"-pno:{plugin}" for plugin in without)]
+        code = int(pytest.main([*options, *tests]))
         if not Path(sys.modules["cdelta"].__file__).is_relative_to(copy):
             print("cdelta was imported from elsewhere", flush=True)
             code = 71
