@@ -334,7 +334,7 @@ def test_batch_norm_in_training_keeps_nine_tenths_of_its_averages():
     data = np.random.default_rng(0).normal(3.0, 2.0, (16, 1)).astype(np.float32)
     result = training.fit(
         Normed(), data, jax.random.key(0), steps=2, batch=16, progress=False,
-        objective=lambda n, k, x: training._batched(n)(x).sum(),
+        objective=lambda n, k, x: training.batched(n)(x).sum(),
     )  # fmt: skip
     kept = 0.9**2
     norm = result.network.norm
