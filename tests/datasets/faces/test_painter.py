@@ -106,8 +106,8 @@ def test_makeup_leaves_cheeks_and_nose_alone(seed):
 
 def test_shapes_have_no_kink():
     """What stands for |x| and max(x, 0) is smooth at 0, and near them elsewhere."""
-    x = np.linspace(-1, 1, 9)
-    for smooth, exact in ((painter._abs, np.abs(x)), (painter._positive, np.maximum(x, 0))):
+    x = jnp.linspace(-1, 1, 9)
+    for smooth, exact in ((painter._abs, jnp.abs(x)), (painter._positive, jnp.maximum(x, 0))):
         np.testing.assert_allclose(smooth(x), exact, atol=painter.SOFTNESS)
         slopes = [float(jax.grad(smooth)(h)) for h in (-1e-4, 1e-4)]
         assert 0 < slopes[1] - slopes[0] < 0.1
