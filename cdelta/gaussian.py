@@ -185,9 +185,10 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
               \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
 
     It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves
-    :math:`\dot Y = A(t)\,Y`. With the Cholesky factor :math:`\Sigma_0 = L L^{\mathsf T}` it reads
-    :math:`L\,\bigl((1-t)^2 I + t^2 L^{-1} \Sigma_1 L^{-\mathsf T}\bigr)^{1/2} L^{-1}`, which is how
-    it is computed: a power of one symmetric matrix, smooth also where the :math:`d_i` coincide.
+    :math:`\dot Y = A(t)\,Y`. With any root :math:`\Sigma_0 = H H^{\mathsf T}` it reads
+    :math:`H\,\bigl((1-t)^2 I + t^2 H^{-1} \Sigma_1 H^{-\mathsf T}\bigr)^{1/2} H^{-1}`, which is how
+    it is computed, with the Cholesky factor: a power of one symmetric matrix, smooth also where the
+    :math:`d_i` coincide.
 
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """

@@ -298,14 +298,14 @@ def affinity_bound(
               + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
 
     Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the
-    triangle inequality, and vanish with :math:`1 - \gamma_k`.
+    triangle inequality. They vanish where :math:`\gamma_k \to 1`; how fast, and where that happens,
+    says :func:`affinity_on_ball`. With two components the first is an equality, with two of equal
+    covariance the second as well.
 
     Shapes: ``x`` ``[d]``; the result two scalars, for the velocity and for its Jacobian. Raises
     ValueError when ``component`` is not one of the K, ``x`` does not fit or ``t`` leaves [0, 1].
     """
-    count = target.weights.size
-    if not 0 <= component < count:
-        raise ValueError(f"component must be one of 0 ... {count - 1}, got {component}")
+    _check_component(component, target)
     parts = _components(t, x, source, target)
     jacobians = _affine_jacobians(parts)
     apart = jnp.linalg.norm(parts.velocities - parts.velocities[component], axis=1)
@@ -313,3 +313,83 @@ def affinity_bound(
     score_apart = jnp.linalg.norm(parts.score_differences, axis=1)
     gamma = parts.responsibilities
     return gamma @ apart, gamma @ (jacobians_apart + apart * score_apart)
+
+
+@one_dtype
+def affinity_on_ball(
+    t: Time,
+    radius: Float[ArrayLike, ""],
+    source: Gaussian,
+    target: GaussianMixture,
+    component: int,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    r"""Constants of local affinity on the ball :math:`\lVert x - m_k \rVert \le R` (T10).
+
+    .. math:: \lVert v - v_k \rVert \le C_k(R)\,(1 - \gamma_k), \qquad
+              \lVert \nabla v - A_k \rVert_F \le C_k'(R)\,(1 - \gamma_k), \qquad
+              1 - \gamma_k \le D_k(R)
+
+    Differences of component velocities and of scores are affine in x,
+    :math:`v_j - v_k = b_j + M_j (x - m_k)` and
+    :math:`s_j - s_i = c_{ji} + N_{ji}(x - m_k)`, so that
+
+    .. math:: C_k(R) &= \max_{j \ne k} \beta_j, \qquad
+              \beta_j = \lVert b_j \rVert + R \lVert M_j \rVert \\
+              C_k'(R) &= \max_{j \ne k} \bigl( \lVert M_j \rVert_F
+              + \beta_j \max_i (\lVert c_{ji} \rVert + R \lVert N_{ji} \rVert) \bigr) \\
+              D_k(R) &= \frac{\rho}{1 + \rho}, \qquad
+              \rho = \sum_{j \ne k} \frac{\pi_j N(m_k; m_j, S_j)}{\pi_k N(m_k; m_k, S_k)}
+              \exp\bigl( R \lVert c_{jk} \rVert + \tfrac12 R^2 \lambda^+(N_{jk}) \bigr)
+
+    with :math:`\lambda^+` the largest eigenvalue, or 0 when that is negative: :math:`\rho` bounds
+    the sum of :math:`\gamma_j / \gamma_k`, whose logarithms are quadratic in x. When the means part,
+    the quotients fall like Gaussians in their distance, and everything else grows more slowly.
+
+    Shapes: the result three scalars, :math:`C_k, C_k', D_k`. Components of weight zero do not
+    count. Raises ValueError when ``component`` is not one of the K or has weight zero,
+    ``radius`` is negative, or ``t`` leaves [0, 1].
+    """
+    _check_component(component, target)
+    radius = _check.as_float("radius", radius)
+    _check.shape("radius", radius, ())
+    if _check.concrete(radius) and not 0 <= float(radius) < np.inf:
+        raise ValueError(f"radius must be finite and not negative, got {float(radius)}")
+    if _check.concrete(target.weights) and not float(target.weights[component]) > 0:
+        raise ValueError(f"component must have a positive weight, got component {component}")
+    (t,) = _inputs(t, source, target)
+    radius = radius.astype(t.dtype)
+    mean = (1 - t) * source.mean + t * target.means[component]
+    parts = _components(t, mean, source, target)
+    others = (jnp.arange(target.weights.size) != component) & (target.weights > 0)
+    jacobians = _affine_jacobians(parts)
+    jacobians_apart = jacobians - jacobians[component]
+    apart = jnp.linalg.norm(parts.velocities - parts.velocities[component], axis=1)
+    apart += radius * _spectral_norm(jacobians_apart)
+    eye = jnp.broadcast_to(jnp.eye(source.dim, dtype=t.dtype), parts.roots.shape)
+    precisions = parts.solve(eye)
+    scores_apart = jnp.linalg.norm(parts.scores[:, None] - parts.scores, axis=2)
+    bends = precisions - precisions[:, None]  # [j, i]: S_i⁻¹ - S_j⁻¹
+    farthest = jnp.where(
+        target.weights > 0, scores_apart + radius * _spectral_norm(bends), 0.0
+    ).max(1)
+    jacobian = jnp.linalg.norm(jacobians_apart, axis=(1, 2)) + apart * farthest
+    curvature = jnp.linalg.eigvalsh(bends[:, component])[:, -1]
+    exponent = (
+        parts.log_joint
+        - parts.log_joint[component]
+        + radius * scores_apart[:, component]
+        + radius**2 / 2 * jnp.maximum(curvature, 0.0)
+    )
+    doubt = 1 / (1 + 1 / jnp.where(others, jnp.exp(exponent), 0.0).sum())  # exact at infinity, too
+    velocity, jacobian = (jnp.where(others, value, 0.0).max() for value in (apart, jacobian))
+    return velocity, jacobian, doubt
+
+
+def _spectral_norm(matrices):
+    return jnp.linalg.norm(matrices, 2, axis=(-2, -1))
+
+
+def _check_component(component, target):
+    count = target.weights.size
+    if not 0 <= component < count:
+        raise ValueError(f"component must be one of 0 ... {count - 1}, got {component}")

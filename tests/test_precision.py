@@ -54,6 +54,7 @@ CASES = {
     "mixture.velocity_jvp": (mixture.velocity_jvp, T, X, PROBE, *BLEND),
     "mixture.component_jacobians": (mixture.component_jacobians, T, *BLEND),
     "mixture.affinity_bound": (mixture.affinity_bound, T, X, *BLEND, 1),
+    "mixture.affinity_on_ball": (mixture.affinity_on_ball, T, 0.5, *BLEND, 1),
     **{
         f"posterior.{name} of {kind}": (getattr(posterior, name), T, X, *laws)
         for name in ("mean", "cov", "velocity", "velocity_jacobian")
