@@ -342,7 +342,7 @@ def affinity_on_ball(
               \exp\bigl( R \lVert c_{jk} \rVert + \tfrac12 R^2 \lambda^+(N_{jk}) \bigr)
 
     with :math:`\lambda^+` the largest eigenvalue, or 0 when that is negative: :math:`\rho` bounds
-    the sum of :math:`\gamma_j / \gamma_k`, whose logarithms are quadratic in x. When the means part,
+    the sum of :math:`\gamma_j / \gamma_k`, whose logarithms are quadratic in x. As the means part,
     the quotients fall like Gaussians in their distance, and everything else grows more slowly.
 
     Shapes: the result three scalars, :math:`C_k, C_k', D_k`. Components of weight zero do not

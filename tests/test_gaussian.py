@@ -150,6 +150,17 @@ def test_transport_map_is_the_papers_path_between_means_apart_and_has_its_rate(t
     )
 
 
+def test_where_the_papers_product_is_the_covariance_by_chance():
+    # T16's exception: from N(0, I) to N(0, I) at (1 ± √(√5 - 2))/2
+    law = Gaussian.standard(2)
+    for sign in (-1, 1):
+        t = (1 + sign * np.sqrt(np.sqrt(5) - 2)) / 2
+        rate = gaussian.velocity_jacobian(t, law, law)
+        np.testing.assert_allclose(rate @ rate.T, gaussian.cov_at(t, law, law), atol=1e-14)
+    rate = gaussian.velocity_jacobian(0.5, law, law)
+    assert np.abs(rate @ rate.T - gaussian.cov_at(0.5, law, law)).max() > 0.4
+
+
 def test_the_two_paths_agree_at_one_only_when_the_covariances_commute():
     source, target = laws.pair(6, 3)
     values, vectors = np.linalg.eigh(source.cov)

@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from cdelta import Empirical, Gaussian, GaussianMixture, gaussian, mixture, posterior
+from cdelta import Empirical, Flow, Gaussian, GaussianMixture, gaussian, mixture, posterior
 from tests import laws
 
 TIMES = [0.0, 0.3, 0.8]
@@ -207,6 +207,39 @@ def test_close_to_one_the_nearest_point_takes_all():
     np.testing.assert_allclose(
         posterior.velocity_jacobian(t, x, source, target), -np.eye(3) / (1 - t), rtol=1e-9
     )
+
+
+def test_at_one_a_dataset_has_a_value_and_no_limit():
+    # T12: v(1, y) = y - m₀ is the value at a data point y; v(t, y) tends to 0
+    for source in sources().values():
+        target = dataset()
+        y = target.points[4]
+        late = posterior.velocity(0.999, y, source, target)
+        np.testing.assert_allclose(late, 0 * y, atol=1e-11)
+        value = posterior.velocity(1.0, y, source, target)
+        np.testing.assert_allclose(value, y - source.mean, atol=1e-14)
+        # with a density (here of width 0.01) it is a limit
+        wide = Empirical(target.points, 0.01)
+        np.testing.assert_allclose(posterior.velocity(1 - 1e-6, y, source, wide), value, atol=2e-3)
+
+
+def test_the_flow_carries_the_law_of_the_source_to_that_of_x_t():
+    # on the line paths keep their order: P(x_t <= φ_t(x0)) = Φ(x0), which knows no velocity
+    points, source = jnp.array([[-1.0], [0.2], [1.5]]), Gaussian(jnp.array([0.3]), 0.8)
+    target, ts = Empirical(points), jnp.array([0.3, 0.6, 0.8])
+    flow = Flow(lambda t, x: posterior.velocity(t, x, source, target), "rk4", 200)
+    latents = 0.3 + 0.8**0.5 * jnp.linspace(-2.5, 2.5, 11)[:, None]
+    carried = np.asarray(jax.vmap(lambda x0: flow.trajectory(x0, ts))(latents))[..., 0]
+    for t, x in zip(np.asarray(ts), carried.T, strict=True):
+        spread = (1 - t) * 0.8**0.5
+        below = scipy.stats.norm.cdf(x, (1 - t) * 0.3 + t * np.asarray(points), spread).mean(0)
+        np.testing.assert_allclose(
+            below, scipy.stats.norm.cdf(np.linspace(-2.5, 2.5, 11)), atol=1e-6
+        )
+    # the straight line to the likeliest point carries another law
+    straight = (1 - 0.6) * latents[:, 0] + 0.6 * jnp.array([-1.0] * 4 + [0.2] * 3 + [1.5] * 4)
+    below = scipy.stats.norm.cdf(straight, 0.12 + 0.6 * np.asarray(points), 0.4 * 0.8**0.5).mean(0)
+    assert np.abs(below - scipy.stats.norm.cdf(np.linspace(-2.5, 2.5, 11))).max() > 0.02
 
 
 def test_images_keep_their_shape_and_single_precision():
