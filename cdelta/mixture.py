@@ -337,11 +337,11 @@ def affinity_on_ball(
               \beta_j = \lVert b_j \rVert + R \lVert M_j \rVert \\
               C_k'(R) &= \max_{j \ne k} \bigl( \lVert M_j \rVert_F
               + \beta_j \max_i (\lVert c_{ji} \rVert + R \lVert N_{ji} \rVert) \bigr) \\
-              D_k(R) &= \frac{\rho}{1 + \rho}, \qquad
-              \rho = \sum_{j \ne k} \frac{\pi_j N(m_k; m_j, S_j)}{\pi_k N(m_k; m_k, S_k)}
+              D_k(R) &= \frac{\eta}{1 + \eta}, \qquad
+              \eta = \sum_{j \ne k} \frac{\pi_j N(m_k; m_j, S_j)}{\pi_k N(m_k; m_k, S_k)}
               \exp\bigl( R \lVert c_{jk} \rVert + \tfrac12 R^2 \lambda^+(N_{jk}) \bigr)
 
-    with :math:`\lambda^+` the largest eigenvalue, or 0 when that is negative: :math:`\rho` bounds
+    with :math:`\lambda^+` the largest eigenvalue, or 0 when that is negative: :math:`\eta` bounds
     the sum of :math:`\gamma_j / \gamma_k`, whose logarithms are quadratic in x. As the means part,
     the quotients fall like Gaussians in their distance, and everything else grows more slowly.
 
