@@ -201,14 +201,53 @@ class _Held(_Statistic):
         # |R_ii| is what gradient i adds to those before it, and their product √det(B Bᵀ). Where one
         # depends on the others what is left of it is rounding, and so is its direction.
         added = jnp.abs(jnp.diagonal(triangle))
-        rounding = x0.size * jnp.finfo(added.dtype).eps * jnp.linalg.norm(gradients, axis=1)
-        free = (added > rounding).all()
+        free = (added > _rounding(x0, gradients)).all()
         # a logarithm, as a product of several small or large lengths would leave single precision
         log_weight = -(jnp.log(added) + jnp.log(unit)).sum()
         if self.weighting == "uniform":
             log_weight = jnp.zeros_like(log_weight)
         factor = jnp.where(free, factor.at[held].set(0), 0)
         return Sample(values, (factor,), jnp.where(free, log_weight, -jnp.inf))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Intervened(_Statistic):
+    """(J - m aᵀ)(J - m aᵀ)ᵀ at one latent, m = J q / a·q, q what is left of a = ∇y_k across the
+    gradients of k's parents."""
+
+    products: _Products
+    index: int
+    parents: tuple[int, ...]
+
+    def __call__(self, f, key):
+        key_latent, key_probe = jax.random.split(key)
+        x0, chosen = self.products.latent(key_latent), jnp.asarray((*self.parents, self.index))
+        if self.products.method == "rows":
+            values, factor = self.products.rows(f, x0)
+            gradients = _in_units(factor[chosen])[0]
+            basis, triangle = jnp.linalg.qr(gradients.T)
+            moved = jnp.matmul(factor, basis[:, -1], precision="highest")
+            change = gradients[-1]
+        else:
+            gradients = _in_units(self.products.rows(lambda x: f(x)[chosen], x0)[1])[0]
+            basis, triangle = jnp.linalg.qr(gradients.T)
+            probes = self.products.directions(key_probe).reshape(self.products.probes, -1)
+            paths = jnp.concatenate([basis[:, -1:].T, probes]).reshape(-1, *self.products.shape)
+            values, products = self.products.along(f, x0, paths)
+            moved, factor = products[:, 0], products[:, 1:]
+            change = jnp.matmul(probes, gradients[-1], precision="highest")
+        # the unit of the last gradient cancels in m aᵀ
+        factor = factor - jnp.outer(moved / triangle[-1, -1], change)
+        added = jnp.abs(jnp.diagonal(triangle))
+        free = (added > _rounding(x0, gradients)).all()
+        factor = jnp.where(free, factor.at[self.index].set(0), 0)
+        return Sample(values, (factor,), jnp.where(free, 0.0, -jnp.inf).astype(factor.dtype))
+
+
+def _rounding(x0: Array, gradients: Array) -> Array:
+    """What is left of each gradient by rounding alone, where it depends on those before it."""
+    lengths = jnp.linalg.norm(gradients, axis=1)
+    return x0.size * jnp.finfo(gradients.dtype).eps * lengths
 
 
 def _in_units(gradients: Array) -> tuple[Array, Array]:
@@ -432,6 +471,59 @@ def held_moment(
     held = held_indices("held", held, n)
     statistic = _Held(products, held, weighting)
     return average(statistic, f, key, samples, n, options, held=held)
+
+
+def do_moment(
+    f: Features,
+    key: PRNGKeyArray,
+    shape: Shape,
+    samples: int,
+    index: int,
+    parents: int | Sequence[int] = (),
+    *,
+    method: str = "rows",
+    probes: int = 1,
+    **run: Any,
+) -> Moment:
+    r"""The wiggles' moment under an intervention on one feature, to first order at each latent
+    (C9).
+
+    .. math:: E\bigl[(J - m a^{\mathsf T})(J - m a^{\mathsf T})^{\mathsf T}\bigr], \qquad
+              a = \nabla y_k, \qquad m = \frac{J q}{a^{\mathsf T} q}, \qquad
+              q = a - \Pi_{\text{parents}}\, a
+
+    ``index`` is k, ``parents`` its causes among the features; q is what is left of the gradient of
+    k once the span of its parents' is taken out, and m the *effect* of k on every feature
+    (:func:`cdelta.causal.effect`). :func:`held_moment` takes the *regression* on k instead,
+    :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In a linear
+    structural model it is the covariance under do(k) of any constant. Any set of features that
+    satisfies the back-door criterion for (k, i) serves as parents for the effect on i; all features
+    before k do.
+
+    On a learned flow this is an intervention only as far as its frame does not turn
+    (:func:`cdelta.causal.frame_turn`, C11).
+
+    Every latent counts alike. Where the gradient of k is zero, or depends linearly on its
+    parents' (or these on one another), there is no q: such latents are left out, and their share is
+    ``degenerate``. The row and the column of k are zero, its correlations undefined. ``method`` and
+    options as in :func:`held_moment`. Raises ValueError for an index out of range, a feature among
+    its own parents, and when no latent is left.
+    """
+    if method == "finite_difference":
+        raise ValueError("method must be 'rows' or 'jvp': an effect needs exact gradients")
+    options = Run.of(run)
+    f, n, products = _looked_at(f, shape, method, 1.0, probes, options)
+    index = _check.index("index", index, n)
+    parents = _check.indices("parents", parents, n) if np.size(parents) else ()
+    if index in parents:
+        raise ValueError(f"parents must be other features than index {index}, got {parents}")
+    if len(parents) >= products.size:
+        raise ValueError(
+            f"parents must be fewer than the latent's dimensions {products.size}, "
+            f"got {len(parents)}"
+        )
+    statistic = _Intervened(products, index, parents)
+    return average(statistic, f, key, samples, n, options, held=(index,))
 
 
 def filtered_moment(

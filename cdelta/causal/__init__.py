@@ -8,18 +8,24 @@ the noises of what was seen and changes an equation (abduction, action, predicti
 """
 
 from cdelta.causal.acyclic import causal_order
-from cdelta.causal.effects import local_effects
+from cdelta.causal.effects import FrameTurn, effect, frame_turn, local_effects
 from cdelta.causal.graphs import collider, common_cause, mediator
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
+from cdelta.causal.published import PUBLISHED, published
 
 __all__ = [
     "NOISE_BOUND",
+    "PUBLISHED",
     "SCM",
+    "FrameTurn",
     "LinearSCM",
     "Shift",
     "causal_order",
     "collider",
     "common_cause",
+    "effect",
+    "frame_turn",
     "local_effects",
     "mediator",
+    "published",
 ]

@@ -1,13 +1,18 @@
-"""Effects read off a Jacobian: the local structural model that it is, once the order is known."""
+"""Effects read off a Jacobian: the local structural model that it is, once the order is known; the
+effect of one feature, once its parents are; and whether to believe either."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from cdelta import _check
+from cdelta import _check, dependence
 from cdelta._precision import working
+from cdelta._stream import Run, Sample, average
 
 
 def local_effects(
@@ -60,3 +65,91 @@ def local_effects(
     signs = jnp.where(jnp.diag(r) < 0, -1, 1).astype(flat.dtype)
     lower, directions = r.T * signs, (q * signs).T.reshape(chosen.shape)
     return lower.astype(rows.dtype), directions.astype(rows.dtype)
+
+
+def effect(
+    rows: Float[ArrayLike, " n *shape"], k: int, parents: int | Sequence[int] = ()
+) -> Float[Array, " n"]:
+    r"""The local effect of feature k on every feature, from a Jacobian and k's parents alone (C9).
+
+    .. math:: m = \frac{J q}{a^{\top} q}, \qquad a = \nabla y_k, \qquad
+        q = a - \Pi_{\text{parents}}\, a
+
+    It is the column :math:`L_{\cdot k} / L_{kk}` of :func:`local_effects` in any causal order: 1 at
+    k, 0 at its parents. The regression on k, which the paper's filter takes out, is
+    :math:`J a / \|a\|^2` instead; the two agree where k has no parents.
+
+    ``rows``: one gradient a feature, ``[n, *shape]``. Returns m ``[n]``; half precision is computed
+    in float32. Raises ValueError when k is among its parents, and when its gradient depends
+    linearly on theirs.
+    """
+    rows = _check.as_float("rows", rows)
+    if rows.ndim < 2:
+        raise ValueError(f"rows must have shape (features, *latent), got {rows.shape}")
+    k = _check.index("k", k, len(rows))
+    parents = _check.indices("parents", parents, len(rows)) if np.size(parents) else ()
+    if k in parents:
+        raise ValueError(f"parents must be other features than k = {k}, got {parents}")
+    flat = rows.reshape(len(rows), -1).astype(working(rows.dtype))
+    path = local_effects(flat, (*parents, k))[1][-1]
+    return (flat @ path / (flat[k] @ path)).astype(rows.dtype)
+
+
+class FrameTurn(NamedTuple):
+    """How far each direction of the frame turns over the latents, ``[m]`` in the given order, and
+    its standard error."""
+
+    turn: Float[np.ndarray, " m"]
+    stderr: Float[np.ndarray, " m"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frames(dependence._Statistic):
+    """Q(X) Q(X')ᵀ at two independent latents."""
+
+    products: Any
+    order: tuple[int, ...]
+
+    def __call__(self, f, key):
+        first, second = jax.random.split(key)
+        latents = jnp.stack([self.products.latent(first), self.products.latent(second)])
+        values, rows = jax.vmap(lambda x: self.products.rows(f, x))(latents)
+        lower, frames = jax.vmap(lambda rows: local_effects(rows, self.order))(rows)
+        lengths = jnp.linalg.norm(rows[:, jnp.asarray(self.order)], axis=-1)
+        least = rows.shape[-1] * jnp.finfo(rows.dtype).eps * lengths
+        free = (jnp.diagonal(lower, axis1=1, axis2=2) > least).all()
+        here, there = jnp.where(free, frames, 0)
+        return Sample(values, (here, there), jnp.where(free, 0.0, -jnp.inf).astype(rows.dtype))
+
+
+def frame_turn(
+    f: dependence.Features,
+    key: PRNGKeyArray,
+    shape: dependence.Shape,
+    samples: int,
+    order: Sequence[int],
+    **run: Any,
+) -> FrameTurn:
+    r"""How far the frame of :func:`local_effects` turns from latent to latent (C11).
+
+    .. math:: \text{turn}_k = 1 - \|E\,Q_k(X)\|^2 = 1 - E\bigl[Q_k(X) \cdot Q_k(X')\bigr],
+        \qquad X, X' \sim N(0, I) \text{ independent}
+
+    0 where following the frame is an intervention in the model that made the features (noises
+    normal, each feature increasing in its own), and towards 1 where it is not: a warning that needs
+    no truth. ``samples`` pairs of latents are taken, so that the estimate is unbiased; it may be a
+    little below 0. ``order`` as in :func:`local_effects`, options as in
+    :func:`cdelta.dependence.wiggle_moment`.
+
+    Pairs where a gradient depends linearly on those before it are left out. Raises ValueError as
+    these do, and when no pair is left.
+    """
+    options = Run.of(run)
+    f, n, products = dependence._looked_at(f, shape, "rows", 1.0, 1, options)
+    order = _check.indices("order", order, n)
+    if len(order) > products.size:
+        raise ValueError(
+            f"order must not outnumber the latent's dimensions {products.size}, got {len(order)}"
+        )
+    moment = average(_Frames(products, order), f, key, samples, len(order), options)
+    return FrameTurn(1 - moment.matrix.diagonal(), moment.stderr.diagonal())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from cdelta import _check
 from cdelta._precision import common, one_dtype, working
@@ -198,6 +198,11 @@ class LinearSCM(_Model):
         return causal_order(np.asarray(self.weights))
 
     @property
+    def graph(self) -> Bool[np.ndarray, "n n"]:
+        """``graph[i, j]``: j has an effect on i."""
+        return np.asarray(self.weights) != 0
+
+    @property
     @one_dtype
     def total_effects(self) -> Float[Array, "n n"]:
         r"""Effect of ``do(j)`` on i along all directed paths,
@@ -337,6 +342,16 @@ class SCM(_Model):
         """The features from first cause to last effect: as they were given."""
         return tuple(range(self.features))
 
+    @property
+    def graph(self) -> Bool[np.ndarray, "n n"]:
+        """``graph[i, j]``: feature j enters the equation of i, as after the interventions made."""
+        parents = np.zeros((self.features, self.features), bool)
+        for i, (name, equation) in enumerate(self.equations.items()):
+            before = dict.fromkeys(self.names[:i], jnp.zeros(()))
+            with _asking(name, before):
+                parents[i, :i] = _enters(as_pytree(equation), before)
+        return parents
+
     def __call__(self, noise: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
         """The features that these noises make."""
         noise = self._noise(noise)
@@ -423,6 +438,25 @@ class _Before(dict):
 
     def __missing__(self, name: Any) -> Array:
         raise _NoSuchFeature(name)
+
+
+def _enters(equation: Equation, before: Mapping[str, Array]) -> list[bool]:
+    """Which of the features before an equation its value is computed from."""
+    values = list(before.values())
+
+    def of_values(e: Array, *values: Array) -> Array:
+        return jnp.asarray(equation(_Before(zip(before, values, strict=True)), e))
+
+    jaxpr = jax.make_jaxpr(of_values)(jnp.zeros(()), *values).jaxpr
+    needed = set(filter(_is_variable, jaxpr.outvars))
+    for step in reversed(jaxpr.eqns):
+        if needed.intersection(step.outvars):
+            needed.update(filter(_is_variable, step.invars))
+    return [variable in needed for variable in jaxpr.invars[1:]]
+
+
+def _is_variable(atom: Any) -> bool:
+    return not hasattr(atom, "val")  # a literal has its value
 
 
 @contextlib.contextmanager

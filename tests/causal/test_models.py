@@ -9,7 +9,7 @@ import pytest
 
 from cdelta import causal
 from cdelta.causal import SCM, LinearSCM
-from tests.causal.examples import by_hand, curved, large_backdoor, random_scm
+from tests.causal.examples import by_hand, curved, random_scm
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -241,7 +241,7 @@ def test_abduction_has_the_derivatives_of_the_inverse():
 
 
 def test_nine_nodes_make_their_samples_again():
-    model, dtype = large_backdoor(), jnp.float32
+    model, dtype = causal.published("large-backdoor"), jnp.float32
     noise = jax.random.normal(jax.random.key(1), (200, 9), dtype)
     x = jax.vmap(model)(noise)
     found = jax.vmap(model.noises)(x)
