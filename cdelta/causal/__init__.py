@@ -11,6 +11,7 @@ from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, effect, frame_turn, local_effects
 from cdelta.causal.graphs import collider, common_cause, mediator
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
+from cdelta.causal.paths import follow, steer
 from cdelta.causal.published import PUBLISHED, published
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "collider",
     "common_cause",
     "effect",
+    "follow",
     "frame_turn",
     "local_effects",
     "mediator",
     "published",
+    "steer",
 ]

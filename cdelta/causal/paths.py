@@ -1,0 +1,160 @@
+"""Moving a latent until features have given values: along one direction of the frame, or by the
+shortest path."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from cdelta import _check, jacobian
+from cdelta._precision import working
+from cdelta._pytree import as_pytree
+from cdelta.causal.effects import local_effects
+
+
+def follow(
+    f: Callable,
+    x0: Float[ArrayLike, "*shape"],
+    k: int,
+    order: Sequence[int],
+    to: ArrayLike,
+    *,
+    rtol: float | None = None,
+    max_steps: int = 1000,
+) -> Float[Array, "*shape"]:
+    r"""The latent at which feature k has the value ``to``, along its own direction of the frame
+    (C7).
+
+    .. math:: \frac{dx}{ds} = (\text{to} - y_k(x_0))\, \frac{Q_k(x)}{L_{kk}(x)}, \qquad
+        s \in [0, 1]
+
+    with L and Q of :func:`local_effects`, so that :math:`y_k` moves on a straight line, features
+    before k in ``order`` (indices, first cause first) stay, and those after it move as they must.
+    In a model whose frame does not turn it is the counterfactual's latent; elsewhere it meets its
+    aim as well and may be wrong (:func:`frame_turn`, C11).
+
+    ``f`` maps a latent to features ``[n]``. The equation is solved adaptively (Tsitouras 5) to
+    ``rtol`` (by default 1e-7 in double, 1e-4 in single precision). Raises ValueError when k is not
+    in ``order``, and when the value cannot be reached: the feature has stopped to move along its
+    direction, or ``max_steps`` were not enough. Where values are traced (``jit``, ``vmap``), NaN
+    stands for such a latent.
+    """
+    f, x0, n = _looked_at(f, x0)
+    order = _check.indices("order", order, n)
+    k = _check.index("k", k, n)
+    if k not in order:
+        raise ValueError(f"order must hold the feature k = {k}, got {order}")
+    return _walked(f, x0, (k,), jnp.asarray([to]), order[: order.index(k) + 1], rtol, max_steps)
+
+
+def steer(
+    f: Callable,
+    x0: Float[ArrayLike, "*shape"],
+    targets: Mapping[int, ArrayLike],
+    *,
+    rtol: float | None = None,
+    max_steps: int = 1000,
+) -> Float[Array, "*shape"]:
+    r"""The latent at which features have the values ``{k: value, ...}``, by the shortest path
+    (C16).
+
+    .. math:: \frac{dx}{ds} = J_K^{+}\,(y^*_K - y_K(x_0)), \qquad
+        J_K^{+} = J_K^{\top} (J_K J_K^{\top})^{-1}, \qquad s \in [0, 1]
+
+    The features asked for move on straight lines to their values; to first order nothing else is
+    pushed. Values that they have already move nothing.
+
+    Otherwise as :func:`follow`. Raises ValueError when no feature is named, and when the values
+    cannot be reached together.
+    """
+    f, x0, n = _looked_at(f, x0)
+    if not targets:
+        raise ValueError("targets must name at least one feature, got none")
+    features = _check.indices("targets", list(targets), n)
+    return _walked(f, x0, features, jnp.stack([*map(jnp.asarray, targets.values())]), None, rtol,
+                   max_steps)  # fmt: skip
+
+
+def _looked_at(f: Callable, x0: ArrayLike) -> tuple[Callable, Array, int]:
+    x0 = _check.as_float("x0", x0)
+    _check.finite("x0", x0)
+    f = as_pytree(f)
+    out = jax.eval_shape(f, jax.ShapeDtypeStruct(x0.shape, x0.dtype))
+    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
+        raise ValueError(f"f must return a vector of features [n] for a latent of shape {x0.shape}")
+    return f, x0, out.size
+
+
+def _walked(
+    f: Callable,
+    x0: Array,
+    features: tuple[int, ...],
+    to: Array,
+    order: tuple[int, ...] | None,
+    rtol: float | None,
+    max_steps: int,
+) -> Array:
+    if to.shape != (len(features),):
+        raise ValueError(f"each value must be a scalar, got shapes {to.shape[1:]}")
+    dtype = working(x0.dtype)
+    rtol = (1e-4 if dtype == jnp.float32 else 1e-7) if rtol is None else float(rtol)
+    max_steps = _check.count("max_steps", max_steps)
+    x, values = _walk(f, x0.astype(dtype), to.astype(dtype), features, order, rtol, max_steps)
+    if _check.concrete(values) and not np.isfinite(np.asarray(values)).all():
+        aims = dict(zip(features, np.asarray(to).tolist(), strict=True))
+        raise ValueError(
+            f"the features cannot be brought to {aims} from here: on the way their gradients "
+            f"vanish or become dependent, or max_steps = {max_steps} is too few"
+        )
+    return x.astype(x0.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _walk(
+    f: Callable,
+    x0: Array,
+    to: Array,
+    features: tuple[int, ...],
+    order: tuple[int, ...] | None,
+    rtol: float,
+    max_steps: int,
+) -> tuple[Array, Array]:
+    """The latent at the end of the path and the features asked for there; NaN where the path does
+    not lead to them."""
+    chosen = jnp.asarray(features)
+    start = f(x0)[chosen].astype(x0.dtype)
+    change = to - start
+
+    def along_frame(s, x, _):
+        rows = jacobian.rows(lambda x: f(x)[jnp.asarray(order)], x)
+        lower, frame = local_effects(rows, range(len(order)))
+        return change[0] / lower[-1, -1] * frame[-1]
+
+    def shortest(s, x, _):
+        rows = jacobian.rows(lambda x: f(x)[chosen], x).reshape(len(features), -1)
+        basis, triangle = jnp.linalg.qr(rows.T)  # J⁺ = q r⁻ᵀ
+        step = basis @ jax.scipy.linalg.solve_triangular(triangle, change, trans="T")
+        return step.reshape(x.shape)
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(shortest if order is None else along_frame),
+        diffrax.Tsit5(),
+        t0=0.0,
+        t1=1.0,
+        dt0=None,
+        y0=x0,
+        stepsize_controller=diffrax.PIDController(rtol, rtol),
+        max_steps=max_steps,
+        throw=False,
+    )
+    x = solution.ys[0]
+    values = f(x)[chosen].astype(x0.dtype)
+    # a path can jump over what it cannot pass: it counts by where it ends
+    scale = jnp.abs(change) + jnp.abs(to) + 1
+    arrived = (jnp.abs(values - to) <= 100 * rtol * scale).all()
+    fine = arrived & (solution.result == diffrax.RESULTS.successful)
+    return jnp.where(fine, x, jnp.nan), jnp.where(fine, values, jnp.nan)
