@@ -165,11 +165,11 @@ def test_training_writes_weights_and_manifest(tmp_path, monkeypatch):
 
 def test_a_run_that_stops_early_is_on_the_schedule_of_the_whole():
     """And its average is the recipe's: none, here."""
-    recipe = tiny(ema=0.0)
-    stopped = recipe.fit(steps=2, progress=False)
+    recipe = tiny(ema=0.0, steps=6)
+    stopped = recipe.fit(steps=3, progress=False)
     by_hand = training.fit(
-        recipe.build(), recipe.samples("train"), jax.random.key(0), steps=2, batch=64, ema=0,
-        optimizer=training.adamw(2e-3, 3, 1), progress=False,
+        recipe.build(), recipe.samples("train"), jax.random.key(0), steps=3, batch=64, ema=0,
+        optimizer=training.adamw(2e-3, 6, 1), progress=False,
     )  # fmt: skip
     for a, b in zip(weights(stopped.network), weights(by_hand.network), strict=True):
         np.testing.assert_array_equal(a, b)
