@@ -46,6 +46,16 @@ def test_a_graph_of_ones_own():
     np.testing.assert_allclose(cov[smiling, narrow], -0.8 + 0.3 * 0.5, atol=1e-14)
 
 
+def test_variances_are_one_where_causes_depend_on_each_other_through_others():
+    edges = {
+        ("Young", "Smiling"): 0.5,
+        ("Smiling", "Narrow_Eyes"): -0.8,
+        ("Young", "Chubby"): 0.6,
+        ("Narrow_Eyes", "Chubby"): 0.5,
+    }
+    np.testing.assert_allclose(jnp.diag(faces.model(edges).cov), 1, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("graph", "strength", "message"),
     [
