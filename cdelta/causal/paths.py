@@ -107,8 +107,8 @@ def _walked(
     if _check.concrete(values) and not np.isfinite(np.asarray(values)).all():
         aims = dict(zip(features, np.asarray(to).tolist(), strict=True))
         raise ValueError(
-            f"the features cannot be brought to {aims} from here: on the way their gradients "
-            f"vanish or become dependent, or max_steps = {max_steps} is too few"
+            f"the features cannot be brought to {aims} from here: on the way they jump, their "
+            f"gradients vanish or become dependent, or max_steps = {max_steps} is too few"
         )
     return x.astype(x0.dtype)
 

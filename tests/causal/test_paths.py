@@ -53,6 +53,12 @@ def test_steering_meets_several_values_by_the_shortest_path():
     np.testing.assert_allclose(moved, exact, atol=1e-9)
 
 
+def test_values_belong_to_their_features():
+    rows = jax.random.normal(jax.random.key(2), (3, 6))
+    moved = causal.steer(lambda x: rows @ x, LATENT, {2: -2.0, 0: 1.0})
+    np.testing.assert_allclose((rows @ moved)[jnp.array([0, 2])], [1.0, -2.0], atol=1e-9)
+
+
 def test_steering_curved_features_moves_them_on_straight_lines_across_their_level_sets():
     f = rotated(curved())
     start = f(LATENT)
@@ -106,6 +112,17 @@ def test_what_cannot_be_reached_is_said():
     both = jax.vmap(lambda to: causal.steer(bounded, x, {0: to}))(jnp.array([0.9, 1.5]))
     np.testing.assert_allclose(both[0, 0], np.arctanh(0.9), atol=1e-5)
     assert np.isnan(both[1]).all()
+
+
+def test_a_path_counts_by_where_it_ends():
+    """A jump that no gradient sees carries the feature past its value."""
+
+    def f(x):
+        return jnp.stack([x[0] + jnp.where(x[0] > 1, 5.0, 0.0), x[1]])
+
+    np.testing.assert_allclose(causal.steer(f, jnp.zeros(2), {0: 0.9}), [0.9, 0], atol=1e-6)
+    with pytest.raises(ValueError, match=r"cannot be brought to \{0: 3.0\} from here"):
+        causal.steer(f, jnp.zeros(2), {0: 3.0})
 
 
 @pytest.mark.parametrize(
