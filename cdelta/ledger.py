@@ -12,12 +12,11 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from cdelta._extras import optional
 
@@ -119,7 +118,7 @@ def decide(
     return outcome
 
 
-def across(values: Any, stderrs: Any) -> tuple[float, float]:
+def across(values: Iterable[Any], stderrs: Iterable[Any]) -> tuple[float, float]:
     r"""One estimate from several trainings, each with its standard error: the mean, and a standard
     error that knows how far the trainings differ.
 
@@ -133,20 +132,19 @@ def across(values: Any, stderrs: Any) -> tuple[float, float]:
 
     Raises ValueError when there is no value, or not one standard error a value.
     """
-    stdtrit = optional("scipy.special", "book").stdtrit
-
-    values, errors = np.asarray(values, float), np.asarray(stderrs, float)
-    if values.ndim != 1 or not values.size or errors.shape != values.shape:
-        raise ValueError(
-            "values and stderrs must be equally many, one of each for every training, got shapes "
-            f"{values.shape} and {errors.shape}"
-        )
+    values, errors = [float(value) for value in values], [float(error) for error in stderrs]
     m = len(values)
-    within = float(np.sqrt((errors**2).sum()) / m)
+    if not m or len(errors) != m:
+        raise ValueError(
+            "values and stderrs must be equally many, one of each for every training, got "
+            f"{m} and {len(errors)}"
+        )
+    within = math.hypot(*errors) / m
     if m == 1:
-        return float(values[0]), within
-    between = stdtrit(m - 1, 0.975) / 2 * values.std(ddof=1) / np.sqrt(m)
-    return float(values.mean()), max(within, float(between))
+        return values[0], within
+    quantile = optional("scipy.special", "book").stdtrit(m - 1, 0.975)
+    between = float(quantile) / 2 * statistics.stdev(values) / math.sqrt(m)
+    return statistics.fmean(values), max(within, between)
 
 
 def describe(value: Number, stderr: Number | None = None) -> str:

@@ -231,7 +231,7 @@ BROKEN_IMAGES = {
     "empty": (lambda path: path.write_bytes(b""), "cannot identify"),
     "text": (lambda path: path.write_text("<html>404</html>"), "cannot identify"),
     "small": (small, "is 90 × 218 pixels, less than the crop of 178"),
-    "gone": (lambda path: path.unlink(), "No such file"),
+    "gone": (lambda path: path.unlink(), "is not there any more"),
 }
 
 
