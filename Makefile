@@ -107,7 +107,7 @@ again: smoke
 site: smoke
 	rm -rf $(SITE)
 	mkdir -p $(SITE)/book
-	cp -R _config.yml _toc.yml notebooks $(SITE)
+	cp -R _config.yml _toc.yml notebooks tests $(SITE)
 	find book -mindepth 1 -maxdepth 1 ! -name executed ! -name __pycache__ -exec cp -R {} $(SITE)/book ';'
 	cp -R _build/smoke $(SITE)/book/executed
 	cd $(SITE) && "$(CURDIR)/$(BIN)/jupyter-book" build . -W --keep-going -n -q

@@ -178,7 +178,7 @@ def evidence(claims: dict[str, dict[str, Any]]) -> str:
             path, name = test.split("::")
             lines += [
                 f"({anchor_of_test(claim_id)})=",
-                f"### {claim_id} · {escape(name.removeprefix('test_').replace('_', ' '))}",
+                f"## {claim_id} · {escape(name.removeprefix('test_').replace('_', ' '))}",
                 "",
                 f"{claim['statement']}.",
                 "",

@@ -19,7 +19,8 @@ case "$*" in *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;; esac
 def make(tmp_path):
     """Runs make in such a folder; the result's ``calls`` are the programs that were called."""
     root = tmp_path / "a book"
-    for name in ("notebooks", "book/executed", "book/_static", "_build/smoke", ".venv/bin"):
+    folders = "notebooks", "tests", "book/executed", "book/_static", "_build/smoke", ".venv/bin"
+    for name in folders:
         (root / name).mkdir(parents=True)
     for name in ("Makefile", "_config.yml", "_toc.yml", "requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, root)
@@ -61,6 +62,7 @@ def test_the_site_is_a_tree_of_its_own(make):
         "page.md",
     ]
     assert [path.name for path in (site / "book/executed").iterdir()] == ["01_a.ipynb"]
+    assert (site / "tests").is_dir()  # the page of tests behind the claims shows them
 
 
 def test_options_reach_the_scripts(make):
