@@ -325,21 +325,21 @@ def affinity_on_ball(
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     r"""Constants of local affinity on the ball :math:`\lVert x - m_k \rVert \le R` (T10).
 
-    .. math:: \lVert v - v_k \rVert \le C_k(R)\,(1 - \gamma_k), \qquad
-              \lVert \nabla v - A_k \rVert_F \le C_k'(R)\,(1 - \gamma_k), \qquad
-              1 - \gamma_k \le D_k(R)
+    .. math:: \lVert v - v_k \rVert &\le C_k(R)\,(1 - \gamma_k) \\
+              \lVert \nabla v - A_k \rVert_F &\le C_k'(R)\,(1 - \gamma_k) \\
+              1 - \gamma_k &\le D_k(R)
 
     Differences of component velocities and of scores are affine in x,
     :math:`v_j - v_k = b_j + M_j (x - m_k)` and
     :math:`s_j - s_i = c_{ji} + N_{ji}(x - m_k)`, so that
 
-    .. math:: C_k(R) &= \max_{j \ne k} \beta_j, \qquad
-              \beta_j = \lVert b_j \rVert + R \lVert M_j \rVert \\
+    .. math:: \beta_j &= \lVert b_j \rVert + R \lVert M_j \rVert \\
+              C_k(R) &= \max_{j \ne k} \beta_j \\
               C_k'(R) &= \max_{j \ne k} \bigl( \lVert M_j \rVert_F
               + \beta_j \max_i (\lVert c_{ji} \rVert + R \lVert N_{ji} \rVert) \bigr) \\
-              D_k(R) &= \frac{\eta}{1 + \eta}, \qquad
-              \eta = \sum_{j \ne k} \frac{\pi_j N(m_k; m_j, S_j)}{\pi_k N(m_k; m_k, S_k)}
-              \exp\bigl( R \lVert c_{jk} \rVert + \tfrac12 R^2 \lambda^+(N_{jk}) \bigr)
+              D_k(R) &= \frac{\eta}{1 + \eta} \\
+              \eta &= \sum_{j \ne k} \frac{\pi_j N(m_k; m_j, S_j)}{\pi_k N(m_k; m_k, S_k)} \\
+              &\qquad \exp\bigl( R \lVert c_{jk} \rVert + \tfrac12 R^2 \lambda^+(N_{jk}) \bigr)
 
     with :math:`\lambda^+` the largest eigenvalue, or 0 when that is negative: :math:`\eta` bounds
     the sum of :math:`\gamma_j / \gamma_k`, whose logarithms are quadratic in x. As the means part,

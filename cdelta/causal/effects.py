@@ -132,12 +132,11 @@ def frame_turn(
 ) -> FrameTurn:
     r"""How far the frame of :func:`local_effects` turns from latent to latent (C11).
 
-    .. math:: \text{turn}_k = 1 - \|E\,Q_k(X)\|^2 = 1 - E\bigl[Q_k(X) \cdot Q_k(X')\bigr],
-        \qquad X, X' \sim N(0, I) \text{ independent}
+    .. math:: \text{turn}_k = 1 - \|E\,Q_k(X)\|^2 = 1 - E\bigl[Q_k(X) \cdot Q_k(X')\bigr]
 
-    0 where following the frame is an intervention in the model that made the features (noises
-    normal, each feature increasing in its own), and towards 1 where it is not: a warning that needs
-    no truth. ``samples`` pairs of latents are taken, so that the estimate is unbiased; it may be a
+    with X and X' independent, both N(0, I): 0 where following the frame is an intervention in the
+    model that made the features (noises normal, each feature increasing in its own), and towards 1
+    where it is not: a warning that needs no truth. ``samples`` pairs of latents are taken, so that the estimate is unbiased; it may be a
     little below 0. ``order`` as in :func:`local_effects`, options as in
     :func:`cdelta.dependence.wiggle_moment`.
 

@@ -63,7 +63,9 @@ def steer(
     (C16).
 
     .. math:: \frac{dx}{ds} = J_K^{+}\,(y^*_K - y_K(x_0)), \qquad
-        J_K^{+} = J_K^{\top} (J_K J_K^{\top})^{-1}, \qquad s \in [0, 1]
+        J_K^{+} = J_K^{\top} (J_K J_K^{\top})^{-1}
+
+    for s in [0, 1].
 
     The features asked for move on straight lines to their values; to first order nothing else is
     pushed. Values that they have already move nothing.
