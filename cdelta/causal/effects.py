@@ -136,9 +136,9 @@ def frame_turn(
 
     with X and X' independent, both N(0, I): 0 where following the frame is an intervention in the
     model that made the features (noises normal, each feature increasing in its own), and towards 1
-    where it is not: a warning that needs no truth. ``samples`` pairs of latents are taken, so that the estimate is unbiased; it may be a
-    little below 0. ``order`` as in :func:`local_effects`, options as in
-    :func:`cdelta.dependence.wiggle_moment`.
+    where it is not: a warning that needs no truth. ``samples`` pairs of latents are taken, so that
+    the estimate is unbiased; it may be a little below 0. ``order`` as in :func:`local_effects`,
+    options as in :func:`cdelta.dependence.wiggle_moment`.
 
     Pairs where a gradient depends linearly on those before it are left out. Raises ValueError as
     these do, and when no pair is left.
