@@ -78,7 +78,7 @@ def test_options_reach_the_scripts(make):
 
 
 def test_clean_finds_every_cache(make):
-    for name in ("book/__pycache__", "notebooks/.ipynb_checkpoints", "tests", "cdelta"):
+    for name in ("book/__pycache__", "notebooks/.ipynb_checkpoints", "cdelta"):
         (make.root / name).mkdir()
     make("clean")
     left = sorted(path.name for path in make.root.rglob("*") if path.is_dir())
