@@ -22,7 +22,8 @@ help:
 	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
 	@echo "make mutants [NAMES='flow ...'] [SAMPLE=8]      errors planted one at a time: which tests catch them (an hour; one minute)"
-	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later)"
+	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later;"
+	@echo "              EXTRAS=cuda for a GPU of NVIDIA's, EXTRAS=torch for models in PyTorch: they join what is locked)"
 	@echo "make serve    look at the book on localhost ([PORT=8000]: that one or none)"
 	@echo "make lab      open the chapters in JupyterLab, to run and change them"
 	@echo "make pairs    bring notebooks/*.md and *.ipynb in step ([NAMES=01] [TAKE=md|ipynb] where both were edited)"
@@ -36,10 +37,17 @@ env: $(STAMP)
 # A .venv is of use when it was made to the end, in this folder (its scripts name it), by a Python that is still there;
 # any other is made anew. FORCE asks again where the folder was moved.
 # uv installs in seconds what takes pip minutes; where it cannot reach a package index that pip can, pip does it.
+# EXTRAS join it at the versions of the lock where that names one, and stay until .venv is made anew.
 USABLE := test "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" && $(BIN)/python -m pip --version >/dev/null 2>&1
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 $(STAMP): FORCE
 endif
+ifneq ($(EXTRAS),)
+$(STAMP): FORCE
+endif
+COMMA := ,
+SPACE := $(subst ,, )
+JOINED := -c requirements.txt -e ".[$(subst $(SPACE),$(COMMA),$(strip $(EXTRAS)))]"
 FORCE:
 
 $(STAMP): requirements.txt pyproject.toml
@@ -51,6 +59,8 @@ $(STAMP): requirements.txt pyproject.toml
 	  $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . || \
 	{ $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . ; }
+	$(if $(EXTRAS),$(BIN)/uv pip install -q --python $(BIN)/python $(JOINED) || \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check $(JOINED))
 	@printf '%s' "$(CURDIR)" > $@
 
 lock:

@@ -111,3 +111,14 @@ def test_an_environment_that_is_of_no_use_is_made_anew(make, fault):
         stamp.write_text("/somewhere else")
     assert venv_calls(make("env")) == ["a book: python -m venv --clear .venv"]
     assert stamp.read_text() == str(make.root)
+
+
+def test_extras_join_the_locked_environment_each_time_they_are_asked_for(make):
+    assert not [call for call in make("env") if "pip install" in call]
+    for asked, joined in (("cuda", ".[cuda]"), ("cuda torch", ".[cuda,torch]")):
+        *_, locked, own, last = make("env", f"EXTRAS={asked}")
+        assert "-r requirements.txt" in locked and own.endswith("--no-deps -e .")
+        assert last == (
+            f"a book: uv pip install -q --python .venv/bin/python -c requirements.txt -e {joined}"
+        )
+    assert not [call for call in make("lint") if "pip install" in call]

@@ -213,18 +213,26 @@ def test_source_distribution_is_the_repository_and_runs_its_tests(clone, tmp_pat
     assert done.returncode == 0, done.stdout
 
 
+UNLOCKED = ("torch", "cuda")  # gigabytes that the book does without
+
+
 def test_requirements_lock_what_the_project_names():
     """Every dependency is locked to one version (or one for each Python), and no host is named."""
     text = (ROOT / "requirements.txt").read_text("utf-8")
     locked = {line.split("==")[0] for line in text.splitlines() if "==" in line}
-    extras = [
-        requirement for group in PROJECT["optional-dependencies"].values() for requirement in group
-    ]
+    extras = PROJECT["optional-dependencies"]
     names = {
-        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
-        for requirement in PROJECT["dependencies"] + extras
+        canonical(requirement)
+        for extra, group in [("", PROJECT["dependencies"]), *extras.items()]
+        for requirement in group
+        if extra not in UNLOCKED
     }
     assert names - locked == {"cdelta"}
+    assert not [name for name in locked if name.startswith(("torch", "nvidia", "jax-cuda"))]
+    # the plugin is the one of a jax that is as new as the lock's
+    (plugin,) = extras["cuda"]
+    assert plugin.startswith("jax[cuda") and plugin.partition("]")[2] == ">=0.10"
+    assert any(line.startswith("jax==0.1") for line in text.splitlines())
     assert "://" not in text and "--index" not in text and "@" not in text
     assert all(
         "==" in line or not line or line.startswith((" ", "#")) for line in text.splitlines()
