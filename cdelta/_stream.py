@@ -23,9 +23,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from cdelta import _check, _files
+from cdelta._features import Labels
 from cdelta._precision import working
 from cdelta.flow import CPU_OPTIONS
-from cdelta.moment import Moment
+from cdelta.moment import Moment, fingerprint
 
 BLOCKS = 64  # groups of the jackknife: a standard error is then known to 9 %
 LARGEST = 2**31  # samples: their numbers, and those of the batch after the last, are 32-bit words
@@ -122,15 +123,21 @@ class Sums(NamedTuple):
     def __add__(self, other: Any) -> "Sums":
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
-    def moment(self, held: tuple[int, ...] = ()) -> Moment:
+    def moment(
+        self,
+        held: tuple[int, ...] = (),
+        names: tuple[str, ...] | None = None,
+        keys: np.ndarray | None = None,
+    ) -> Moment:
         """The average, its replicates without one group each, and as how many samples it counts.
 
         Raises ValueError when nothing could be held at any sample.
         """
         total, samples, degenerate = self.matrix.sum(0), self.count.sum(), float(self.degenerate)
         if not samples:
+            shown = Labels(len(total), names).shown(held)
             raise ValueError(
-                f"features {list(held)} cannot be held: their gradients are zero or linearly "
+                f"features {shown} cannot be held: their gradients are zero or linearly "
                 f"dependent at every one of {degenerate:.0f} latents"
             )
         used = self.count > 0
@@ -146,6 +153,8 @@ class Sums(NamedTuple):
             effective_samples=float(effective),
             held=held,
             degenerate=degenerate / float(samples + degenerate),
+            names=names,
+            **({} if keys is None else {"keys": keys}),
         )
 
 
@@ -159,6 +168,7 @@ def average(
     *,
     antithetic: bool = False,
     held: tuple[int, ...] = (),
+    names: tuple[str, ...] | None = None,
 ) -> Moment:
     """The average of a statistic over ``samples`` latents, sample i from ``fold_in(key, i)``.
 
@@ -176,6 +186,7 @@ def average(
     mesh = Mesh(np.asarray(run.devices), ("samples",))
     with outside_transformations(mesh):
         key_data, impl = _words("key", key)
+        about = {"held": held, "names": names, "keys": fingerprint(impl, key_data)}
         f = _on_every_device(f, mesh)
         store = None
         if run.resume is not None:
@@ -203,7 +214,7 @@ def average(
         except BaseException as stopped:
             stopped.moment = None
             if sums.count.sum():
-                stopped.moment = sums.moment(held)
+                stopped.moment = sums.moment(**about)
                 where = "in this exception's .moment"
                 if store is not None and leader and store.write(sums, last=True):
                     where += f" and in {store.path}, from where the same call goes on"
@@ -211,7 +222,7 @@ def average(
             raise
         finally:
             bar.close()
-    return sums.moment(held)
+    return sums.moment(**about)
 
 
 def _batch_size(asked: int | None, size: int, n: int, samples: int, devices: int) -> int:

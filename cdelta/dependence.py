@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from cdelta import _check, jacobian
+from cdelta import _check, _features, jacobian
+from cdelta._features import Feature, Labels, Several
 from cdelta._precision import working
 from cdelta._pytree import as_pytree
 from cdelta._stream import Run, Sample, Sums, average, power_of_two
-from cdelta.moment import Moment, held_indices
+from cdelta.moment import Moment
 
-Features = Callable[[Array], Array]
+Features = Callable[[Array], Any]  # a vector [n], or scalars and vectors by name
 Shape = int | np.integer | Sequence[int | np.integer]
 
 METHODS = ("rows", "jvp", "finite_difference")
@@ -275,6 +276,7 @@ def wiggle_moment(
     *,
     probes: int = 1,
     antithetic: bool = False,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> Moment:
     r"""The second moment of wiggles, the paper's measure of dependence (C3).
@@ -295,7 +297,10 @@ def wiggle_moment(
     :math:`J z z^{\mathsf T} J^{\mathsf T}` averaged over ``probes`` random orthogonal z of length
     √d; "finite_difference", the same with differences at ``eps``, as in the paper.
 
-    ``shape`` is the latent's; f returns ``[n]``; ``samples`` latents are drawn. With ``antithetic``
+    ``shape`` is the latent's; f returns ``[n]``, or scalars and vectors in a dict, a NamedTuple, a
+    dataclass or another pytree, whose keys become the features' names (``a``, ``a.b``, of a vector
+    ``a[0]``, in the order in which f has them); ``names`` gives them to a plain vector. ``samples``
+    latents are drawn. With ``antithetic``
     a sample is the average over x₀ and −x₀, at twice the cost. That cancels the products of f's odd
     part with its even part in J Jᵀ and nothing else: it pays where these vary more over the latents
     than the rest, and is lost where f is odd, or even. ``run`` takes the options of :class:`Run`.
@@ -307,8 +312,11 @@ def wiggle_moment(
     NaN in its values; TypeError for an option that is not there.
     """
     options = Run.of(run)
-    f, n, products = _looked_at(f, shape, method, eps, probes, options)
-    return average(_Wiggle(products), f, key, samples, n, options, antithetic=antithetic)
+    f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
+    return average(
+        _Wiggle(products), f, key, samples, labels.n, options,
+        antithetic=antithetic, names=labels.names,
+    )  # fmt: skip
 
 
 def feature_covariance(
@@ -321,6 +329,7 @@ def feature_covariance(
     *,
     probes: int = 1,
     antithetic: bool = False,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> Moment:
     r"""The covariance of the features, from Jacobians alone, for every f (C3').
@@ -339,8 +348,11 @@ def feature_covariance(
     both latents.
     """
     options = Run.of(run)
-    f, n, products = _looked_at(f, shape, method, eps, probes, options)
-    return average(_Covariance(products), f, key, samples, n, options, antithetic=antithetic)
+    f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
+    return average(
+        _Covariance(products), f, key, samples, labels.n, options,
+        antithetic=antithetic, names=labels.names,
+    )  # fmt: skip
 
 
 class Bounds(NamedTuple):
@@ -362,6 +374,7 @@ def covariance_bounds(
     nodes: int = 1,
     probes: int = 1,
     antithetic: bool = False,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> Bounds:
     r"""Two moments of Jacobians with the features' covariance between them (C13).
@@ -380,10 +393,12 @@ def covariance_bounds(
     on f, methods, shapes, options and errors as in :func:`feature_covariance`.
     """
     options = Run.of(run)
-    f, n, products = _looked_at(f, shape, method, eps, probes, options)
+    f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
     statistic = _Sandwich(products, _check.count("nodes", nodes))
+    n = labels.n
     both = average(statistic, f, key, samples, 2 * n, options, antithetic=antithetic)
-    return Bounds(both.select(range(n)), both.select(range(n, 2 * n)))
+    lower, upper = both.select(range(n)), both.select(range(n, 2 * n))
+    return Bounds(lower.named(labels.names), upper.named(labels.names))
 
 
 def correlation_interval(
@@ -429,11 +444,12 @@ def held_moment(
     key: PRNGKeyArray,
     shape: Shape,
     samples: int,
-    held: int | Sequence[int],
+    held: Several,
     weighting: str = "inverse_norm",
     *,
     method: str = "rows",
     probes: int = 1,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> Moment:
     r"""The wiggles' moment with features held: the limit of the paper's filter (C4).
@@ -442,8 +458,8 @@ def held_moment(
               P = I - B^{\mathsf T} (B B^{\mathsf T})^{-1} B, \qquad
               w = \det(B B^{\mathsf T})^{-1/2}
 
-    B holds the gradients of the ``held`` features (one index or several). As the threshold τ
-    vanishes, the probes with :math:`|Bz| < \tau` at x₀ have probability
+    B holds the gradients of the ``held`` features (one or several, by index or name). As the
+    threshold τ vanishes, the probes with :math:`|Bz| < \tau` at x₀ have probability
     :math:`\propto \tau^{|B|} w` and covariance → P. For one feature w is the inverse norm of its
     gradient; ``weighting="uniform"`` takes w = 1, the plain projection.
 
@@ -467,10 +483,10 @@ def held_moment(
     if method == "finite_difference":
         raise ValueError("method must be 'rows' or 'jvp': held features need their exact gradients")
     options = Run.of(run)
-    f, n, products = _looked_at(f, shape, method, 1.0, probes, options)
-    held = held_indices("held", held, n)
+    f, labels, products = _looked_at(f, shape, method, 1.0, probes, options, names)
+    held = labels.held("held", held)
     statistic = _Held(products, held, weighting)
-    return average(statistic, f, key, samples, n, options, held=held)
+    return average(statistic, f, key, samples, labels.n, options, held=held, names=labels.names)
 
 
 def do_moment(
@@ -478,11 +494,12 @@ def do_moment(
     key: PRNGKeyArray,
     shape: Shape,
     samples: int,
-    index: int,
-    parents: int | Sequence[int] = (),
+    index: Feature,
+    parents: Several = (),
     *,
     method: str = "rows",
     probes: int = 1,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> Moment:
     r"""The wiggles' moment under an intervention on one feature, to first order at each latent
@@ -492,10 +509,10 @@ def do_moment(
               a = \nabla y_k, \qquad m = \frac{J q}{a^{\mathsf T} q}, \qquad
               q = a - \Pi_{\text{parents}}\, a
 
-    ``index`` is k, ``parents`` its causes among the features; q is what is left of the gradient of
-    k once the span of its parents' is taken out, and m the *effect* of k on every feature
-    (:func:`cdelta.causal.effect`). :func:`held_moment` takes the *regression* on k instead,
-    :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In a linear
+    ``index`` is k, ``parents`` its causes among the features, by index or name; q is what is left
+    of the gradient of k once the span of its parents' is taken out, and m the *effect* of k on
+    every feature (:func:`cdelta.causal.effect`). :func:`held_moment` takes the *regression* on k
+    instead, :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In a linear
     structural model it is the covariance under do(k) of any constant. Any set of features that
     satisfies the back-door criterion for (k, i) serves as parents for the effect on i; all features
     before k do.
@@ -512,34 +529,40 @@ def do_moment(
     if method == "finite_difference":
         raise ValueError("method must be 'rows' or 'jvp': an effect needs exact gradients")
     options = Run.of(run)
-    f, n, products = _looked_at(f, shape, method, 1.0, probes, options)
-    index = _check.index("index", index, n)
-    parents = _check.indices("parents", parents, n) if np.size(parents) else ()
+    f, labels, products = _looked_at(f, shape, method, 1.0, probes, options, names)
+    index = labels.index("index", index)
+    parents = labels.indices("parents", parents) if np.size(parents) else ()
     if index in parents:
-        raise ValueError(f"parents must be other features than index {index}, got {parents}")
+        shown, (own,) = tuple(labels.shown(parents)), labels.shown([index])
+        raise ValueError(f"parents must be other features than index {own!r}, got {shown}")
     if len(parents) >= products.size:
         raise ValueError(
             f"parents must be fewer than the latent's dimensions {products.size}, "
             f"got {len(parents)}"
         )
     statistic = _Intervened(products, index, parents)
-    return average(statistic, f, key, samples, n, options, held=(index,))
+    return average(statistic, f, key, samples, labels.n, options, held=(index,), names=labels.names)
 
 
 def filtered_moment(
-    differences: Float[ArrayLike, "N n"], held: int | Sequence[int], threshold: float
+    differences: Float[ArrayLike, "N n"] | Any,
+    held: Several,
+    threshold: float,
+    *,
+    names: Sequence[str] | None = None,
 ) -> Moment:
     r"""The paper's conditioning: the moment of wiggles that hardly move the held feature (E6).
 
     .. math:: \frac{1}{|K|} \sum_{s \in K} \Delta_s \Delta_s^{\mathsf T}, \qquad
               K = \{s : |\Delta_{s,k}| < \tau\}
 
-    ``differences`` ``[N, n]``, one wiggle of all features a row; several held features must all
+    ``differences`` ``[N, n]``, one wiggle of all features a row (or a data frame, or a mapping from
+    names to ``[N]``); several held features must all
     stay below the threshold. ``samples`` of the result is the number kept. Raises ValueError for an
     index out of range, a threshold that is not positive, and one that keeps nothing.
     """
-    differences = _feature_rows("differences", differences)
-    held = held_indices("held", held, differences.shape[1])
+    differences, labels = _feature_rows("differences", differences, names)
+    held = labels.held("held", held)
     if not threshold > 0:
         raise ValueError(f"threshold must be positive, got {threshold}")
     sizes = np.abs(differences[:, held]).max(axis=1)
@@ -547,7 +570,7 @@ def filtered_moment(
     if not len(kept):
         raise ValueError(
             f"threshold {threshold:g} keeps none of the {len(differences)} wiggles: the smallest "
-            f"change of features {list(held)} is {sizes.min():.3g}"
+            f"change of features {labels.shown(held)} is {sizes.min():.3g}"
         )
     sums = Sums.zero(kept.shape[1])
     blocks = len(sums.count)
@@ -555,19 +578,24 @@ def filtered_moment(
         group = kept[block::blocks]
         sums.count[block] = sums.weight[block] = len(group)
         sums.matrix[block] = group.T @ group
-    return sums._replace(trace_squared=np.sum(np.sum(kept**2, axis=1) ** 2)).moment()
+    return sums._replace(trace_squared=np.sum(np.sum(kept**2, axis=1) ** 2)).moment(
+        names=labels.names
+    )
 
 
-def sample_moment(features: Float[ArrayLike, "N n"]) -> Moment:
+def sample_moment(
+    features: Float[ArrayLike, "N n"] | Any, *, names: Sequence[str] | None = None
+) -> Moment:
     r"""The sample covariance of features that are already there: of data, or of a flow's outputs.
 
     .. math:: \frac{1}{N - 1} \sum_s (y_s - \bar y)(y_s - \bar y)^{\mathsf T}
 
-    ``features`` ``[N, n]``, one independent sample a row. Standard errors, also of its
+    ``features`` ``[N, n]``, one independent sample a row; or a data frame, or a mapping from names
+    to ``[N]`` (or ``[N, k]``), as of a map under ``vmap`` (which sorts a dict's keys). Standard errors, also of its
     correlations, are those of the jackknife over groups of rows, each replicate about its own mean.
     Raises ValueError for fewer than three samples, or features that are not finite.
     """
-    features = _feature_rows("features", features)
+    features, labels = _feature_rows("features", features, names)
     if len(features) < 3:
         raise ValueError(f"features must hold at least three samples, got {len(features)}")
     blocks = min(len(Sums.zero(features.shape[1]).count), len(features))
@@ -587,6 +615,7 @@ def sample_moment(features: Float[ArrayLike, "N n"]) -> Moment:
         shares=1 - left / len(features),
         samples=len(features),
         effective_samples=float(effective),
+        names=labels.names,
     )
 
 
@@ -594,9 +623,9 @@ def sample_moment(features: Float[ArrayLike, "N n"]) -> Moment:
 
 
 def _looked_at(
-    f: Features, shape: Any, method: str, eps: float, probes: int, run: Run
-) -> tuple[Features, int, _Products]:
-    """f as a pytree, the number of its features, and how its Jacobian is seen."""
+    f: Features, shape: Any, method: str, eps: float, probes: int, run: Run, names: Any = None
+) -> tuple[Features, Labels, _Products]:
+    """f as a pytree that gives a vector, its features, and how its Jacobian is seen."""
     if method not in METHODS:
         raise ValueError(f"method must be 'rows', 'jvp' or 'finite_difference', got {method!r}")
     if not callable(f):
@@ -612,30 +641,19 @@ def _looked_at(
             f"probes must not exceed the latent's dimension {products.size}, got {probes}; "
             "method='rows' is exact"
         )
-    f = as_pytree(f)
-    try:
-        out = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, run.dtype))
-    except Exception as error:
-        error.add_note(f"while f was looked at with one latent of shape {shape}, {run.dtype.name}")
-        raise
-    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1 or not out.size:
-        got = out.shape if isinstance(out, jax.ShapeDtypeStruct) else type(out).__name__
-        raise ValueError(
-            f"f must return a vector of features [n] for a latent of shape {shape}, got {got}"
-        )
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"f must return real floating-point numbers, got dtype {out.dtype}")
-    return f, out.size, products
+    f, labels = _features.as_vector(as_pytree(f), shape, run.dtype, names)
+    return f, labels, products
 
 
-def _feature_rows(name: str, features: Any) -> np.ndarray:
-    """Samples by features, in double precision also where jax's is single."""
-    if not _check.concrete(features):
+def _feature_rows(name: str, features: Any, names: Any) -> tuple[np.ndarray, Labels]:
+    """Samples by features, in double precision also where jax's is single, and the features."""
+    if not _check.concrete(*jax.tree.leaves(features)):
         raise ValueError(f"{name} is traced: moments of samples are taken on the host")
     try:
+        features, own = _features.table(name, features)
         features = np.asarray(features)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a matrix [N, n] of numbers") from error
+        raise ValueError(f"{name} must be a matrix [N, n] of numbers ({error})") from error
     # bfloat16 is a number to jax, an unknown kind to numpy
     if not (jnp.issubdtype(features.dtype, jnp.floating) or features.dtype.kind in "iu"):
         raise ValueError(f"{name} must hold real numbers, got dtype {features.dtype}")
@@ -647,4 +665,7 @@ def _feature_rows(name: str, features: Any) -> np.ndarray:
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features)).sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite entries")
-    return features
+    labels = Labels.of(features.shape[1], own)
+    if names is not None:  # of columns as of anything else
+        labels = Labels.of(features.shape[1], names)
+    return features, labels

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from cdelta._extras import optional
+from cdelta._text import Number, describe as describe
 
 __all__ = ["ClaimError", "across", "check", "claims", "decide", "read"]
 
-Number = float | int
 Null = Mapping[str, Number | tuple[Number, Number]]
 
 _ID = re.compile(r"[TELC][1-9][0-9]?'?")
@@ -145,19 +145,6 @@ def across(values: Iterable[Any], stderrs: Iterable[Any]) -> tuple[float, float]
     quantile = optional("scipy.special", "book").stdtrit(m - 1, 0.975)
     between = float(quantile) / 2 * statistics.stdev(values) / math.sqrt(m)
     return statistics.fmean(values), max(within, between)
-
-
-def describe(value: Number, stderr: Number | None = None) -> str:
-    """``value ± stderr``, rounded to two digits, or to the digits that the standard error
-    leaves."""
-    if not stderr:
-        return f"{value:.2g}"
-    if not math.isfinite(stderr) or not math.isfinite(value):
-        return f"{value:.2g} ± {stderr:.2g}"
-    places = 1 - math.floor(math.log10(stderr))
-    if not -4 <= places <= 6:
-        return f"{value:.2g} ± {stderr:.1g}"
-    return f"{round(value, places):.{max(places, 0)}f} ± {round(stderr, places):.{max(places, 0)}f}"
 
 
 def describe_bound(low: Number | None, high: Number | None) -> str:

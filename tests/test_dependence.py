@@ -469,10 +469,12 @@ DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
         ),
         (lambda: wiggle_moment("f", KEY, (4,), 10), "f must be a function of one latent, got str"),
         (
-            lambda: wiggle_moment(lambda x: x[0], KEY, (4,), 10),
-            r"f must return a vector of features \[n\].*got \(\)",
+            lambda: wiggle_moment(lambda x: x[None], KEY, (4,), 10),
+            r"f must return a vector of features \[n\].*got \(1, 4\)",
         ),
-        (lambda: wiggle_moment(lambda x: (x, x), KEY, (4,), 10), "got tuple"),
+        (lambda: wiggle_moment(lambda x: (x, "x"), KEY, (4,), 10), "got str"),
+        (lambda: wiggle_moment(lambda x: {}, KEY, (4,), 10), "got nothing"),
+        (lambda: wiggle_moment(lambda x: x[:0], KEY, (4,), 10), r"got \(0,\)"),
         (
             lambda: wiggle_moment(jnp.argsort, KEY, (4,), 10),
             "f must return real floating-point numbers",

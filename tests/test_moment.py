@@ -1,11 +1,23 @@
-"""The result of an estimator: what it refuses, what is left of it, and that it is a pytree."""
+"""The result of an estimator: what it refuses, what is left of it, that it is a pytree, its
+features' names, several runs as one, tables, figures and files."""
+
+import dataclasses
+import json
+import sys
+from typing import NamedTuple
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas
 import pytest
 
+from cdelta import causal, dependence, jacobian
+from cdelta._text import describe
 from cdelta.dependence import wiggle_moment
+from cdelta.moment import Moment
 from tests.test_dependence import KEY, hermite
 
 
@@ -56,3 +68,372 @@ def test_errors_of_a_partial_moment_are_those_of_its_replicates():
     partial = moment.partial((1, 2))
     assert abs(partial.matrix[0, 0] / value - 1) < 1e-12
     assert abs(partial.stderr[0, 0] / stderr - 1) < 1e-9
+
+
+# ------------------------------------------------------------------------------- names
+
+
+class Pair(NamedTuple):
+    smile: jax.Array
+    pose: jax.Array
+
+
+@dataclasses.dataclass
+class Plain:
+    smile: jax.Array
+    pose: jax.Array
+
+
+def one(x):
+    return x[0] + x[1] ** 2
+
+
+def two(x):
+    return jnp.stack([x[1], x[0] * x[2]])
+
+
+def three(x):
+    return jnp.concatenate([one(x)[None], two(x)])
+
+
+RETURNED = {
+    "a dict": lambda x: {"smile": one(x), "pose": two(x)},
+    "a NamedTuple": lambda x: Pair(one(x), two(x)),
+    "a dataclass": lambda x: Plain(one(x), two(x)),
+    "a pytree": jax.tree_util.Partial(lambda x: {"smile": one(x), "pose": list(two(x))}),
+}
+NAMES = ("smile", "pose[0]", "pose[1]")
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_features_returned_by_name_are_those_of_the_vector_with_names(kind):
+    """In the order in which they were written, not in the alphabet's."""
+    plain = wiggle_moment(three, KEY, (3,), 50, names=NAMES)
+    named = wiggle_moment(RETURNED[kind], KEY, (3,), 50)
+    assert named.names == plain.names == NAMES
+    np.testing.assert_allclose(named.matrix, plain.matrix, rtol=1e-12)
+    np.testing.assert_allclose(named.stderr, plain.stderr, rtol=1e-9)
+    assert named["smile", "pose[1]"] == named[0, 2] == named[2, "smile"]
+    assert named["smile", "pose[1]"] == pytest.approx(
+        (plain.matrix[0, 2], plain.stderr[0, 2]), rel=1e-9
+    )
+
+
+def test_scalars_and_tuples_of_vectors_are_features_without_names():
+    assert wiggle_moment(one, KEY, (3,), 5).names is None
+    moment = wiggle_moment(lambda x: (one(x), two(x)), KEY, (3,), 50)
+    assert moment.names is None
+    plain = wiggle_moment(three, KEY, (3,), 50)
+    np.testing.assert_allclose(moment.matrix, plain.matrix, rtol=1e-12)
+    nested = wiggle_moment(lambda x: {"a": {"b": x[0], "c": [x[1], x]}}, KEY, (2,), 5)
+    assert nested.names == ("a.b", "a.c[0]", "a.c[1][0]", "a.c[1][1]")
+
+
+def test_a_name_stands_for_its_index_in_every_estimator():
+    by_name, by_index = RETURNED["a dict"], three
+    for estimate in (
+        lambda f, k, j: dependence.held_moment(f, KEY, 3, 30, k),
+        lambda f, k, j: dependence.held_moment(f, KEY, 3, 30, (k, j), "uniform"),
+        lambda f, k, j: dependence.do_moment(f, KEY, 3, 30, k, j),
+        lambda f, k, j: dependence.do_moment(f, KEY, 3, 30, k, (j,), method="jvp"),
+        lambda f, k, j: dependence.feature_covariance(f, KEY, 3, 30, "jvp").partial(k),
+        lambda f, k, j: dependence.covariance_bounds(f, KEY, 3, 30).upper.select([j, k]),
+    ):
+        named, plain = estimate(by_name, "pose[0]", "smile"), estimate(by_index, 1, 0)
+        np.testing.assert_allclose(named.matrix, plain.matrix, rtol=1e-9, atol=1e-12)
+        assert named.held == plain.held and len(named.names) == len(named.matrix)
+    assert named.names == ("smile", "pose[0]")
+    turns = [
+        causal.frame_turn(f, KEY, 3, 30, order).turn
+        for f, order in ((by_name, ["pose[0]", "smile"]), (by_index, [1, 0]))
+    ]
+    np.testing.assert_allclose(*turns, rtol=1e-9, atol=1e-12)
+
+
+def test_samples_carry_names_too():
+    x = jax.random.normal(KEY, (40, 3))
+    rows = np.asarray(jax.vmap(three)(x))
+    frame = pandas.DataFrame(rows, columns=list(NAMES))
+    plain = dependence.sample_moment(rows, names=NAMES)
+    for given in (frame, jax.vmap(RETURNED["a dict"])(x)):
+        moment = dependence.sample_moment(given)
+        assert moment.names == (NAMES if given is frame else (*NAMES[1:], "smile"))
+        moment = moment.select(NAMES)  # vmap sorts a dict
+        np.testing.assert_allclose(moment.matrix, plain.matrix, rtol=1e-9)
+        kept = dependence.filtered_moment(given, "smile", 0.5)
+        by_hand = dependence.filtered_moment(rows, 0, 0.5).matrix
+        np.testing.assert_allclose(kept.select(NAMES).matrix, by_hand, rtol=1e-9)
+
+
+def test_names_survive_what_is_done_with_a_moment(unchecked):
+    moment = wiggle_moment(three, KEY, (3,), 20, names=NAMES)
+    assert jax.tree.map(lambda leaf: leaf, moment).names == NAMES
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), moment, moment)
+    assert jax.vmap(lambda m: m)(stacked).names == NAMES
+    assert jax.jit(lambda m: m)(moment).names == NAMES
+    assert moment.select(["pose[1]", 0]).names == ("pose[1]", "smile")
+    assert moment.partial("pose[0]").held == (1,) and moment.partial("pose[0]").names == NAMES
+    assert moment.named(None).names is None
+    assert moment.named(["a", "b", "c"])["c", "a"] == moment[2, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m: m["smil", 0], "must name one of .*'smile'.*got 'smil': did you mean 'smile'"),
+        (lambda m: m["smile"], r"entries of two features, \[i, j\], got 'smile'"),
+        (lambda m: m[0, 3], "a feature must be an index in 0, …, 2, got 3"),
+        (lambda m: m.named(None)["smile", 0], "'smile': these features have no names"),
+        (lambda m: m.select(["pose[0]", "pose[0]"]), "indices must be different"),
+        (lambda m: m.select(["pose[0]", "pose"]), "indices must name one of .*got 'pose'"),
+        (lambda m: m.partial(NAMES), "k must leave at least one feature free"),
+        (lambda m: m.named(["a", "b"]), r"one for each of the 3 features, got 2: \['a', 'b'\]"),
+        (lambda m: m.named(["a", "b", "a"]), "names must be different, got 'a' more than once"),
+        (lambda m: m.named("abc"), "names must be a list of names, got 'abc'"),
+        (lambda m: m.named(["a", "", "c"]), "names must be texts that are not empty"),
+        (
+            lambda m: wiggle_moment(RETURNED["a dict"], KEY, 3, 5, names=["a", "b", "c"]),
+            "names must be left out for a map whose features are named",
+        ),
+        (
+            lambda m: wiggle_moment(lambda x: {"a[0]": x[0], "a": x}, KEY, 3, 5),
+            r"names of what f returns must be different, got 'a\[0\]' more than once",
+        ),
+        (
+            lambda m: dependence.do_moment(three, KEY, 3, 5, "smile", "smile", names=NAMES),
+            r"parents must be other features than index 'smile', got \('smile',\)",
+        ),
+        (
+            lambda m: dependence.held_moment(
+                lambda x: {"flat": 0 * x[0], "x": x[0]}, KEY, 3, 5, "flat"
+            ),
+            r"features \['flat'\] cannot be held",
+        ),
+    ],
+)
+def test_names_that_are_not_there_or_do_not_fit_are_refused(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make(wiggle_moment(three, KEY, (3,), 5, names=NAMES))
+
+
+def test_a_name_that_is_not_there_is_a_key_that_is_not_there():
+    moment = wiggle_moment(three, KEY, (3,), 5, names=NAMES)
+    with pytest.raises(KeyError):
+        _ = moment["frown", "smile"]
+    with pytest.raises(TypeError, match="not iterable"):
+        list(moment)
+
+
+# ----------------------------------------------------------------- several runs as one
+
+
+def test_runs_together_are_one_run_over_all_their_samples():
+    """By hand: the mean of the statistic over the latents of both keys, its groups, its counts."""
+    sizes, keys = (70, 130), jax.random.split(KEY)
+    runs = [wiggle_moment(three, key, (3,), n) for key, n in zip(keys, sizes, strict=True)]
+    whole = Moment.concatenate(runs)
+    products, groups = [], []
+    for number, (key, n) in enumerate(zip(keys, sizes, strict=True)):
+        for i in range(n):
+            latent = jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (3,))
+            rows = np.asarray(jacobian.rows(three, latent))
+            products.append(rows @ rows.T)
+            groups.append((number, i % 64))
+    products = np.stack(products)
+    np.testing.assert_allclose(whole.matrix, products.mean(0), rtol=1e-10)
+    assert whole.samples == 200
+    kinds = sorted(set(groups))
+    without = [
+        products[[group != kind for group in groups]].mean(0) for kind in kinds
+    ]  # in the order of runs and groups
+    np.testing.assert_allclose(whole.replicates, without, rtol=1e-9)
+    np.testing.assert_allclose(
+        whole.shares, [groups.count(kind) / 200 for kind in kinds], rtol=1e-12
+    )
+    traces = np.trace(products, axis1=1, axis2=2)
+    assert whole.effective_samples == pytest.approx(traces.sum() ** 2 / (traces**2).sum())
+
+
+def test_errors_of_runs_together_are_calibrated():
+    """Over 100 repeats of three runs of unequal sizes: the spread of the estimates is what their
+    standard errors say, and forgetting the shares would show."""
+    values, errors = [], []
+    for key in jax.random.split(KEY, 100):
+        runs = [
+            dependence.sample_moment(np.random.default_rng([seed, n]).standard_normal((n, 2)) ** 3)
+            for seed, n in zip(np.asarray(jax.random.key_data(key)), (40, 400), strict=False)
+        ]
+        whole = Moment.concatenate(runs)
+        values.append(whole.matrix[0, 0])
+        errors.append(whole.stderr[0, 0])
+    spread, said = np.std(values), np.sqrt(np.mean(np.square(errors)))
+    assert abs(np.mean(values) - 15) < 4 * spread / 10
+    assert said / spread == pytest.approx(1, abs=0.35)  # the spread of 100 is known to 7 %, and its
+    # square's heavy tail triples that; the error of the small run alone would be 3.3 times larger
+
+
+def test_runs_of_held_features_keep_the_share_that_was_left_out():
+    def flat_half(x):  # nothing can be held where x[0] < 0
+        return jnp.stack([jnp.maximum(x[0], 0), x[0] + x[1]])
+
+    keys = jax.random.split(KEY)
+    runs = [
+        dependence.held_moment(flat_half, k, 2, n, 0) for k, n in zip(keys, (50, 200), strict=True)
+    ]
+    whole = Moment.concatenate(runs)
+    lost = sum(round(r.samples * r.degenerate / (1 - r.degenerate)) for r in runs)
+    assert whole.held == (0,) and whole.samples + lost == 250
+    assert whole.degenerate == pytest.approx(lost / 250)
+
+
+def test_one_sample_more_is_one_group_more():
+    first = wiggle_moment(three, KEY, (3,), 10)
+    single = wiggle_moment(three, jax.random.key(1), (3,), 1)
+    whole = Moment.concatenate([first, single])
+    assert len(whole.shares) == 11 and np.isfinite(whole.stderr).all()
+    np.testing.assert_allclose(whole.replicates[-1], first.matrix, rtol=1e-12)
+    alone = Moment.concatenate([single])
+    np.testing.assert_array_equal(alone.matrix, single.matrix)
+    assert np.isnan(alone.stderr).all()
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (lambda m: [], "moments must be at least one"),
+        (lambda m: [m, m], "number 1 has the key of one before it"),
+        (
+            lambda m: [m, wiggle_moment(three, jax.random.PRNGKey(0), 3, 90)],
+            "the same latents would be counted twice",
+        ),
+        (
+            lambda m: [Moment.concatenate([m, other()]), other()],
+            "number 1 has the key of one before it",
+        ),
+        (lambda m: [m, other().named(NAMES)], "moments must have the same names"),
+        (lambda m: [m, other().partial(1)], r"moments must have the same held, got \(\) and"),
+        (lambda m: [m, other().select([0, 1])], "moments must be of the same features, got 3 and"),
+    ],
+)
+def test_runs_that_are_not_independent_or_not_alike_are_refused(others, message):
+    moment = wiggle_moment(three, KEY, (3,), 9)
+    with pytest.raises(ValueError, match=message):
+        Moment.concatenate(others(moment))
+
+
+def other():
+    return wiggle_moment(three, jax.random.key(1), (3,), 9)
+
+
+# -------------------------------------------------------------- tables, figures, files
+
+
+def test_a_table_has_a_row_for_every_entry():
+    moment = wiggle_moment(three, KEY, (3,), 40, names=NAMES).partial("smile")
+    table = moment.to_dataframe()
+    assert list(table) == ["i", "j", "value", "stderr", "correlation", "correlation_stderr"]
+    assert len(table) == 9
+    row = table[(table.i == "pose[0]") & (table.j == "pose[1]")].iloc[0]
+    assert (row.value, row.stderr) == moment["pose[0]", "pose[1]"]
+    assert row.correlation == moment.correlation[1, 2]
+    assert row.correlation_stderr == moment.correlation_stderr[1, 2]
+    assert table[table.i == "smile"].correlation.isna().all()
+    assert list(moment.named(None).to_dataframe().i.unique()) == [0, 1, 2]
+    constant = wiggle_moment(lambda x: jnp.stack([x[0], jnp.ones(())]), KEY, 2, 5)
+    assert constant.to_dataframe().correlation.isna().sum() == 3  # no refusal
+
+
+def test_html_says_every_entry_with_its_error_and_escapes_names():
+    moment = wiggle_moment(three, KEY, (3,), 40, names=["<b>", "a & b", "held"]).partial("held")
+    page = moment._repr_html_()
+    assert "&lt;b&gt;" in page and "a &amp; b" in page and "<b>" not in page
+    assert "held (held)" in page and "40 samples" in page
+    assert describe(*moment["<b>", "a & b"]) in page
+    assert describe(moment.correlation[0, 1], moment.correlation_stderr[0, 1]) in page
+    ElementTree.fromstring(page)  # every element is closed
+
+
+def test_html_of_many_features_says_the_largest_correlations():
+    def many(x):
+        return jnp.concatenate([x, x[:1] + 0.1 * x[1:2]])
+
+    moment = wiggle_moment(many, KEY, (12,), 20, names=[f"n{i}" for i in range(13)])
+    _, *rows = moment._repr_html_().split("<tr>")[1:]
+    assert len(rows) == 20 and "n0" in rows[0] and "n12" in rows[0]
+    assert "n1" in rows[1] and "n12" in rows[1]
+    ElementTree.fromstring(moment._repr_html_())
+
+
+def test_a_figure_shows_correlations_or_the_moment():
+    moment = wiggle_moment(three, KEY, (3,), 40, names=NAMES).partial("smile")
+    ax = moment.plot()
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), moment.correlation)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(NAMES)
+    written = [text.get_text() for text in ax.texts]
+    assert written[:4] == ["–", "–", "–", "–"] and written[4] == "1" and "±" in written[5]
+    own = plt.figure().add_subplot()
+    assert moment.plot(own, correlation=False) is own
+    np.testing.assert_array_equal(own.images[0].get_array(), moment.matrix)
+    # text stays readable in both themes: at zero the background shows, and never less than a third
+    colors = own.images[0].cmap(np.linspace(0, 1, 5))
+    assert colors[2][3] < 0.02 and colors[:, 3].max() < 0.7
+    plt.close("all")
+
+
+def test_a_moment_comes_back_from_its_file(tmp_path):
+    moment = dependence.held_moment(three, KEY, (3,), 40, "smile", names=NAMES)
+    for saved in (moment, moment.named(None), dependence.sample_moment(np.eye(3))):
+        saved.save(tmp_path / "a moment")
+        back = Moment.load(tmp_path / "a moment")
+        assert [path.name for path in tmp_path.iterdir()] == ["a moment"]
+        for field in dataclasses.fields(Moment):
+            mine, theirs = getattr(saved, field.name), getattr(back, field.name)
+            np.testing.assert_array_equal(mine, theirs)
+            assert type(mine) is type(theirs)
+    with pytest.raises(ValueError, match="has the key of one before it"):
+        Moment.concatenate([moment, moment.named(NAMES)])
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path, moment = tmp_path / "moment", wiggle_moment(three, KEY, (3,), 40, names=NAMES)
+    moment.save(path)
+    whole = path.read_bytes()
+    assert b"pickle" not in whole
+    for damaged in (whole[: len(whole) // 2], b"", b"{}", whole[:800] + b"!!!!" + whole[804:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is not a moment's file"):
+            Moment.load(path)
+    with pytest.raises(FileNotFoundError):
+        Moment.load(tmp_path / "nothing")
+    np.savez(path.open("wb"), about="[]", matrix=np.eye(2))
+    with pytest.raises(ValueError, match="is not a moment's file"):
+        Moment.load(path)
+
+    def rewritten(about=(), **arrays):
+        path.write_bytes(whole)
+        with np.load(path) as file:
+            parts = dict(file)
+        told = json.loads(str(parts["about"])) | dict(about)
+        np.savez(path.open("wb"), **(parts | {"about": json.dumps(told)} | arrays))
+
+    rewritten({"format": 2, "cdelta": "9.0"})
+    with pytest.raises(ValueError, match=r"written by cdelta 9\.0 in format 2; .* up to 1"):
+        Moment.load(path)
+    for changed in (
+        {"matrix": np.eye(2)},
+        {"shares": np.ones(3)},
+        {"about": {"names": ["a", "a", "b"]}},
+        {"about": {"held": [7]}},
+        {"degenerate": np.zeros(2)},
+    ):
+        rewritten(**changed)
+        with pytest.raises(ValueError, match="is a damaged moment's file"):
+            Moment.load(path)
+
+
+def test_what_an_extra_installs_is_named_where_it_is_missing(monkeypatch):
+    moment = wiggle_moment(three, KEY, (3,), 5)
+    for package, use in (("pandas", moment.to_dataframe), ("matplotlib.pyplot", moment.plot)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=r'pip install "cdelta\[report\]"'):
+            use()

@@ -127,7 +127,9 @@ def frame_turn(
     key: PRNGKeyArray,
     shape: dependence.Shape,
     samples: int,
-    order: Sequence[int],
+    order: Sequence[int | str],
+    *,
+    names: Sequence[str] | None = None,
     **run: Any,
 ) -> FrameTurn:
     r"""How far the frame of :func:`local_effects` turns from latent to latent (C11).
@@ -138,14 +140,14 @@ def frame_turn(
     model that made the features (noises normal, each feature increasing in its own), and towards 1
     where it is not: a warning that needs no truth. ``samples`` pairs of latents are taken, so that
     the estimate is unbiased; it may be a little below 0. ``order`` as in :func:`local_effects`,
-    options as in :func:`cdelta.dependence.wiggle_moment`.
+    or by the features' names; options as in :func:`cdelta.dependence.wiggle_moment`.
 
     Pairs where a gradient depends linearly on those before it are left out. Raises ValueError as
     these do, and when no pair is left.
     """
     options = Run.of(run)
-    f, n, products = dependence._looked_at(f, shape, "rows", 1.0, 1, options)
-    order = _check.indices("order", order, n)
+    f, labels, products = dependence._looked_at(f, shape, "rows", 1.0, 1, options, names)
+    order = labels.indices("order", order)
     if len(order) > products.size:
         raise ValueError(
             f"order must not outnumber the latent's dimensions {products.size}, got {len(order)}"

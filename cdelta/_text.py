@@ -1,0 +1,18 @@
+"""Numbers as a sentence or a table says them."""
+
+import math
+
+Number = float | int
+
+
+def describe(value: Number, stderr: Number | None = None) -> str:
+    """``value ± stderr``, rounded to two digits, or to the digits that the standard error
+    leaves."""
+    if not stderr:
+        return f"{value:.2g}"
+    if not math.isfinite(stderr) or not math.isfinite(value):
+        return f"{value:.2g} ± {stderr:.2g}"
+    places = 1 - math.floor(math.log10(stderr))
+    if not -4 <= places <= 6:
+        return f"{value:.2g} ± {stderr:.1g}"
+    return f"{round(value, places):.{max(places, 0)}f} ± {round(stderr, places):.{max(places, 0)}f}"
