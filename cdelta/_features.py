@@ -16,6 +16,9 @@ Feature = int | np.integer | str
 Several = Feature | Sequence[Feature] | np.ndarray
 
 
+_NUMBERS = jax.Array | np.ndarray | np.generic | int | float
+
+
 class UnknownFeature(KeyError, ValueError):
     """There is no feature of that name: a bad argument, and a key that is not there."""
 
@@ -105,14 +108,15 @@ def as_vector(f: Callable, shape: tuple[int, ...], dtype: Any, names: Any) -> tu
     def look(x):
         value = f(x)
         seen[:] = _parts(value)
-        return [jnp.asarray(part) for _, part in seen] if _numbers(seen) else None, ()
+        real = all(isinstance(part, _NUMBERS) for _, part in seen)
+        return [jnp.asarray(part) for _, part in seen] if real else None, ()
 
     try:
         outs, _ = jax.eval_shape(look, jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:
         error.add_note(f"while f was looked at with one latent of shape {shape}, {dtype.name}")
         raise
-    kinds = [type(part).__name__ for _, part in seen] if outs is None else []
+    kinds = [type(part).__name__ for _, part in seen if not isinstance(part, _NUMBERS)]
     shapes = [getattr(out, "shape", None) for out in outs or ()]
     if not outs or not all(len(shape) < 2 and np.prod(shape) > 0 for shape in shapes):
         odd = [shape for shape in shapes if len(shape) > 1 or not np.prod(shape)]
@@ -157,11 +161,6 @@ class _Vector:
 jax.tree_util.register_pytree_node(
     _Vector, lambda vector: ((vector.f,), None), lambda _, children: _Vector(*children)
 )
-
-
-def _numbers(parts: list[tuple[str, Any]]) -> bool:
-    kinds = jax.Array | np.ndarray | np.generic | int | float
-    return all(isinstance(part, kinds) for _, part in parts)
 
 
 def _parts(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

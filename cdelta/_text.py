@@ -10,6 +10,7 @@ def describe(value: Number, stderr: Number | None = None) -> str:
     leaves."""
     if not stderr:
         return f"{value:.2g}"
+    value, stderr = float(value), float(stderr)  # of NumPy also
     if not math.isfinite(stderr) or not math.isfinite(value):
         return f"{value:.2g} ± {stderr:.2g}"
     places = 1 - math.floor(math.log10(stderr))

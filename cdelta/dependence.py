@@ -512,10 +512,10 @@ def do_moment(
     ``index`` is k, ``parents`` its causes among the features, by index or name; q is what is left
     of the gradient of k once the span of its parents' is taken out, and m the *effect* of k on
     every feature (:func:`cdelta.causal.effect`). :func:`held_moment` takes the *regression* on k
-    instead, :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In a linear
-    structural model it is the covariance under do(k) of any constant. Any set of features that
-    satisfies the back-door criterion for (k, i) serves as parents for the effect on i; all features
-    before k do.
+    instead, :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In
+    a linear structural model it is the covariance under do(k) of any constant. Any set of features
+    that satisfies the back-door criterion for (k, i) serves as parents for the effect on i; all
+    features before k do.
 
     On a learned flow this is an intervention only as far as its frame does not turn
     (:func:`cdelta.causal.frame_turn`, C11).
@@ -591,9 +591,10 @@ def sample_moment(
     .. math:: \frac{1}{N - 1} \sum_s (y_s - \bar y)(y_s - \bar y)^{\mathsf T}
 
     ``features`` ``[N, n]``, one independent sample a row; or a data frame, or a mapping from names
-    to ``[N]`` (or ``[N, k]``), as of a map under ``vmap`` (which sorts a dict's keys). Standard errors, also of its
-    correlations, are those of the jackknife over groups of rows, each replicate about its own mean.
-    Raises ValueError for fewer than three samples, or features that are not finite.
+    to ``[N]`` (or ``[N, k]``), as of a map under ``vmap`` (which sorts a dict's keys). Standard
+    errors, also of its correlations, are those of the jackknife over groups of rows, each replicate
+    about its own mean. Raises ValueError for fewer than three samples, or features that are not
+    finite.
     """
     features, labels = _feature_rows("features", features, names)
     if len(features) < 3:

@@ -312,13 +312,15 @@ class Moment:
             f"<tbody>{body}</tbody></table>"
         )
 
-    def plot(self, ax: "Axes | None" = None, *, correlation: bool = True) -> "Axes":
+    def plot(
+        self, ax: "Axes | None" = None, *, correlation: bool = True, bar: bool = True
+    ) -> "Axes":
         """The correlations (or, if told, the moment itself) as coloured cells, red above zero, blue
         below, with numbers and standard errors where there are at most ten features.
 
         Zero is the figure's own background, whether that is light or dark. Draws into ``ax``, or
-        into a new figure; returns the axes. Raises ImportError where matplotlib is not installed:
-        ``pip install "cdelta[report]"``.
+        into a new figure, with a colour ``bar``; returns the axes. Raises ImportError where
+        matplotlib is not installed: ``pip install "cdelta[report]"``.
         """
         plt = optional("matplotlib.pyplot", "report")
         colors = optional("matplotlib.colors", "report")
@@ -346,27 +348,18 @@ class Moment:
                 text = describe(value, None if sure else errors[i, j]) if known else "–"
                 text = text.replace(" ± ", "\n± ").replace("-", "−")
                 ax.text(j, i, text, ha="center", va="center", fontsize=8)
-        bar = ax.figure.colorbar(image, ax=ax, shrink=0.8)
-        bar.outline.set_visible(False)
-        bar.set_label("correlation" if correlation else "moment")
+        if bar:
+            drawn = ax.figure.colorbar(image, ax=ax, shrink=0.8)
+            drawn.outline.set_visible(False)
+            drawn.set_label("correlation" if correlation else "moment")
         return ax
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the moment to one file, which :meth:`load` reads: NumPy's ``.npz`` (no pickle),
         whole or not at all. Raises OSError where it cannot be written."""
-        from cdelta import __version__
-
-        about = {
-            "kind": "cdelta.Moment",
-            "format": _FORMAT,
-            "cdelta": __version__,
-            "samples": self.samples,
-            "held": list(self.held),
-            "names": None if self.names is None else list(self.names),
-        }
-        numbers = {name: getattr(self, name) for name in (*_ARRAYS, *_NUMBERS)}
+        about = {"kind": "cdelta.Moment", "format": _FORMAT, "cdelta": _version(), **self._about()}
         with _files.whole(path) as file:
-            np.savez(file, about=np.array(json.dumps(about)), **numbers)
+            np.savez(file, about=np.array(json.dumps(about)), **self._arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Moment":
@@ -375,40 +368,77 @@ class Moment:
         Raises ValueError for a file that is damaged, is none of those, or was written by a later
         version in a format of its own; OSError where it cannot be read.
         """
+        about, arrays = read(path, "cdelta.Moment", _FORMAT)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                parts = {name: np.asarray(file[name]) for name in (*_ARRAYS, *_NUMBERS)}
-            if about["kind"] != "cdelta.Moment" or not isinstance(about["format"], int):
-                raise ValueError(f"it says that it holds {about['kind']!r}")
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)} is not a moment's file ({error})") from error
-        if about["format"] > _FORMAT:
-            raise ValueError(
-                f"{os.fspath(path)} was written by cdelta {about.get('cdelta')} in format "
-                f"{about['format']}; this version reads formats up to {_FORMAT}"
-            )
-        try:
-            n, blocks = len(parts["matrix"]), len(parts["shares"])
-            shapes = {"matrix": (n, n), "replicates": (blocks, n, n), "shares": (blocks,)}
-            shapes |= {"keys": (len(parts["keys"]), 2), **dict.fromkeys(_NUMBERS, ())}
-            for name, shape in shapes.items():
-                kind = np.uint32 if name == "keys" else np.floating
-                if parts[name].shape != shape or not np.issubdtype(parts[name].dtype, kind):
-                    raise ValueError(f"its {name} is {parts[name].dtype} of {parts[name].shape}")
-            labels = Labels.of(n, about["names"])
-            held = labels.indices("held", about["held"]) if about["held"] else ()
-            samples = int(about["samples"])
+            return cls._from(about, arrays)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} is a damaged moment's file ({error})") from error
-        numbers = {name: float(parts.pop(name)) for name in _NUMBERS}
-        return cls(**parts, **numbers, samples=samples, held=held, names=labels.names)
+
+    def _about(self) -> dict[str, Any]:
+        """What of the moment is no array, for a file."""
+        names = None if self.names is None else list(self.names)
+        return {"samples": self.samples, "held": list(self.held), "names": names}
+
+    def _arrays(self) -> dict[str, Any]:
+        """Arrays and numbers that need every digit, for a file."""
+        return {name: getattr(self, name) for name in (*_ARRAYS, *_NUMBERS)}
+
+    @classmethod
+    def _from(cls, about: dict[str, Any], parts: dict[str, np.ndarray]) -> "Moment":
+        """A file's moment. Raises ValueError, KeyError or TypeError when it is damaged."""
+        n, blocks = len(parts["matrix"]), len(parts["shares"])
+        shapes = {"matrix": (n, n), "replicates": (blocks, n, n), "shares": (blocks,)}
+        shapes |= {"keys": (len(parts["keys"]), 2), **dict.fromkeys(_NUMBERS, ())}
+        for name, shape in shapes.items():
+            kind = np.uint32 if name == "keys" else np.floating
+            if parts[name].shape != shape or not np.issubdtype(parts[name].dtype, kind):
+                raise ValueError(f"its {name} is {parts[name].dtype} of {parts[name].shape}")
+        labels = Labels.of(n, about["names"])
+        held = labels.indices("held", about["held"]) if about["held"] else ()
+        return cls(
+            **{name: parts[name] for name in _ARRAYS},
+            **{name: float(parts[name]) for name in _NUMBERS},
+            samples=int(about["samples"]),
+            held=held,
+            names=labels.names,
+        )
 
 
 _ARRAYS = ("matrix", "replicates", "shares", "keys")
 _NUMBERS = ("effective_samples", "degenerate")
+
+
+def _version() -> str:
+    from cdelta import __version__
+
+    return __version__
+
+
+def read(
+    path: str | os.PathLike[str], kind: str, latest: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file of this kind says about itself, and its arrays.
+
+    Raises ValueError for any other file, and for a format later than ``latest``; FileNotFoundError
+    where there is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            arrays = {name: np.asarray(file[name]) for name in file.files if name != "about"}
+        if about["kind"] != kind or not isinstance(about["format"], int):
+            raise ValueError(f"it says that it holds {about['kind']!r}")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        what = kind.rpartition(".")[2].lower()
+        raise ValueError(f"{os.fspath(path)} is not a {what}'s file ({error})") from error
+    if about["format"] > latest:
+        raise ValueError(
+            f"{os.fspath(path)} was written by cdelta {about.get('cdelta')} in format "
+            f"{about['format']}; this version reads formats up to {latest}"
+        )
+    return about, arrays
 
 
 jax.tree_util.register_dataclass(
