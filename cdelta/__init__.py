@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
         pretrained as pretrained,
         profiles as profiles,
         quality as quality,
+        reporting as reporting,
         training as training,
     )
     from cdelta.flow import Flow as Flow
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
     from cdelta.mixture import GaussianMixture as GaussianMixture
     from cdelta.moment import Moment as Moment
     from cdelta.posterior import Empirical as Empirical
+    from cdelta.reporting import Report as Report, report as report
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,8 @@ _EXPORTS = {
     "Empirical": "posterior",
     "Flow": "flow",
     "Moment": "moment",
+    "Report": "reporting",
+    "report": "reporting",
 }
 _SUBMODULES = (
     "linear",
@@ -51,6 +55,7 @@ _SUBMODULES = (
     "jacobian",
     "moment",
     "dependence",
+    "reporting",
     "causal",
     "networks",
     "training",

@@ -1,0 +1,121 @@
+"""What decides whether an estimate is to be believed: each against a law that is known, once where
+it must speak and once where it must not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cdelta import _diagnostics
+from cdelta.dependence import sample_moment
+
+
+def pareto(index, size, seed=0):
+    return np.random.default_rng(seed).random(size) ** (-1 / index)
+
+
+@pytest.mark.parametrize("index", [0.8, 1.5, 3.0])
+def test_the_tail_of_a_power_law_is_its_index(index):
+    """Over 200 samples: unbiased to a per cent, and the errors are what they are said to be."""
+    found = [_diagnostics.tail(pareto(index, 2000, seed)) for seed in range(200)]
+    scores = [(tail.index - index) / tail.stderr for tail in found]
+    assert abs(np.mean([tail.index for tail in found]) / index - 1) < 0.03
+    assert 0.8 < np.std(scores) < 1.2
+    shapes = [(tail.shape - 1 / index) / tail.shape_stderr for tail in found]
+    assert abs(np.mean(shapes)) < 0.5 and 0.8 < np.std(shapes) < 1.2
+    assert found[0].used == 100
+
+
+def test_light_tails_are_no_powers_whatever_hill_says():
+    """x⁴ of a normal x has all moments. Hill's index is below 2 at any such size, the shape is not
+    surely above one half; for a power of index 1.2 it is."""
+    normal = np.random.default_rng(0).standard_normal(2000)
+    light = _diagnostics.tail(normal**4)
+    assert light.index < 2 and light.shape - 2 * light.shape_stderr < 0.5
+    heavy = _diagnostics.tail(pareto(1.2, 2000))
+    assert heavy.index < 2 and heavy.shape - 2 * heavy.shape_stderr > 0.5
+    assert _diagnostics.tail(normal**2).index - 2 > 0  # and this is not even near
+
+
+def test_numbers_without_a_tail():
+    assert _diagnostics.tail(np.ones(100)).index == math.inf
+    assert _diagnostics.tail(1 + 1e-12 * np.random.default_rng(0).random(100)).index == math.inf
+    assert math.isnan(_diagnostics.tail(np.ones(30)).index)
+    assert math.isnan(_diagnostics.tail(np.eye(100)[0]).index)
+
+
+def moments(variance, seed=0):
+    """Of 2000 normal samples, two features, the second with this variance."""
+    rows = np.random.default_rng(seed).standard_normal((2000, 2)) * [1, math.sqrt(variance)]
+    return sample_moment(rows)
+
+
+def test_a_variance_that_jacobians_miss_is_seen_and_one_that_they_do_not_is_not():
+    scores, jumping = _diagnostics.jumps(moments(1.3), moments(1.0, seed=1))
+    assert jumping.tolist() == [False, True] and scores[1] > 4
+    false = [_diagnostics.jumps(moments(1, s), moments(1, 1000 + s))[1].any() for s in range(200)]
+    assert sum(false) <= 1
+    # both without error, as of a constant: no score, no alarm
+    exact = sample_moment(np.zeros((10, 2)))
+    scores, jumping = _diagnostics.jumps(exact, exact)
+    assert scores.tolist() == [0, 0] and not jumping.any()
+
+
+def test_a_feature_is_flat_where_its_gradient_is_a_thousandth_of_its_usual_length():
+    lengths = np.ones((100, 3))
+    lengths[:, 1] = 0
+    lengths[:25, 2] = 1e-5
+    assert _diagnostics.flat(lengths).tolist() == [0, 1, 0.25]
+    normal = np.abs(np.random.default_rng(0).standard_normal((5000, 1)))
+    assert _diagnostics.flat(normal)[0] < 0.003  # x², whose gradient is 0 at one point
+
+
+@pytest.mark.parametrize("probes", [1, 2, 4])
+def test_the_variance_of_products_is_the_formula(probes):
+    """Chapter 18's, against 40 000 draws of orthogonal probes at Jacobians of four kinds."""
+    rng = np.random.default_rng(probes)
+    d, kinds = 5, rng.standard_normal((4, 3, 5))
+    matrices = np.einsum("snd,smd->snm", kinds, kinds)
+    ranked = {(one.method, one.probes): one for one in _diagnostics.methods(matrices, d)}
+    normal = rng.standard_normal((40_000, d, probes))
+    bases = np.linalg.qr(normal)[0] * math.sqrt(d)
+    factors = kinds[rng.integers(4, size=40_000)] @ bases
+    estimates = np.einsum("snp,smp->snm", factors, factors) / probes
+    mean = matrices.mean(0)
+    squares = ((estimates - mean) ** 2).sum((1, 2)) / (mean**2).sum()
+    error = squares.std() / 200
+    assert abs(squares.mean() - ranked["jvp", probes].variance) < 4 * error
+    exact = ((matrices - mean) ** 2).sum((1, 2)).mean() / (mean**2).sum()
+    assert ranked["rows", 1].variance == pytest.approx(exact)
+
+
+def test_the_cheapest_method_for_an_error_comes_first():
+    same = np.repeat(np.array([[[2.0, 1.0], [1.0, 3.0]]]), 10, axis=0)
+    assert _diagnostics.methods(same, 6)[0].method == "rows"  # exact, at every latent
+    # forty features whose size varies: one product costs 2, rows 82, and the latents' spread stays
+    sizes = np.random.default_rng(0).pareto(2, 500)
+    wild = sizes[:, None, None] * np.eye(40)
+    assert _diagnostics.methods(wild, 100)[0].method == "jvp"
+    prices = [one.price for one in _diagnostics.methods(wild, 100)]
+    assert prices == sorted(prices)
+
+
+def test_a_bias_is_measured_against_the_noise_that_is_to_come():
+    rng = np.random.default_rng(0)
+    fine = 1 + 0.1 * rng.standard_normal((50, 1, 1))
+    found = _diagnostics.doubling(fine * 1.005, fine, 100)
+    assert found.change == pytest.approx(0.01, rel=1e-6) and found.stderr < 1e-3
+    assert found.ratio == pytest.approx(0.01 / 0.01, rel=0.2)  # 0.1/√100
+    more = _diagnostics.doubling(fine * 1.005, fine, 2500)
+    assert more.ratio == pytest.approx(5 * found.ratio, rel=1e-6)
+    # no noise at all: a thousandth of the size stands for it
+    exact = np.ones((8, 1, 1))
+    assert _diagnostics.doubling(exact * 1.0005, exact, 100).ratio == pytest.approx(1)
+
+
+def test_errors_of_a_ratio_of_independent_moments_are_the_delta_methods():
+    first, second = moments(1.0), moments(2.0, seed=1)
+    value, error = _diagnostics.jointly(lambda a, b: a[1, 1] / b[1, 1], first, second)
+    relative = [m.stderr[1, 1] / m.matrix[1, 1] for m in (first, second)]
+    assert value == first.matrix[1, 1] / second.matrix[1, 1]
+    assert error == pytest.approx(value * math.hypot(*relative), rel=0.02)
