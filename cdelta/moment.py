@@ -7,7 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +17,6 @@ from cdelta import _files
 from cdelta._extras import optional
 from cdelta._features import Feature, Labels, Several
 from cdelta._text import describe
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.axes import Axes
 
 _FORMAT = 1  # of the files that save writes; a later one that load cannot read is refused
 _WIDE = 10  # features in a table or a figure that says every entry
@@ -236,9 +232,10 @@ class Moment:
 
     # ------------------------------------------------------------------ tables, figures, files
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """A tidy table, one row for every entry: ``i``, ``j`` (names, or numbers where there are
-        none), ``value``, ``stderr``, ``correlation``, ``correlation_stderr``.
+    def to_dataframe(self) -> Any:
+        """A tidy table (pandas' ``DataFrame``), one row for every entry: ``i``, ``j`` (names, or
+        numbers where there are none), ``value``, ``stderr``, ``correlation``,
+        ``correlation_stderr``.
 
         Correlations that are undefined (of features held, or constant) are NaN. Raises ImportError
         where pandas is not installed: ``pip install "cdelta[report]"``.
@@ -312,9 +309,7 @@ class Moment:
             f"<tbody>{body}</tbody></table>"
         )
 
-    def plot(
-        self, ax: "Axes | None" = None, *, correlation: bool = True, bar: bool = True
-    ) -> "Axes":
+    def plot(self, ax: Any = None, *, correlation: bool = True, bar: bool = True) -> Any:
         """The correlations (or, if told, the moment itself) as coloured cells, red above zero, blue
         below, with numbers and standard errors where there are at most ten features.
 

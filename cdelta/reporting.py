@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,6 @@ from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, frame_turn
 from cdelta.flow import CPU_OPTIONS, Flow
 from cdelta.moment import Moment
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
 
 PILOT = 64  # latents on which the solver is chosen
 _FEW = 8  # latents at a time, where each is looked at
@@ -96,9 +92,9 @@ class Report:
     def __str__(self) -> str:
         return "\n".join(("warning: " if one.warning else "") + one for one in self.findings)
 
-    def to_dataframe(self) -> "pandas.DataFrame":
-        """The entries of all moments, as of :meth:`Moment.to_dataframe`, with a first column
-        ``moment``. Raises ImportError where pandas is not installed."""
+    def to_dataframe(self) -> Any:
+        """The entries of all moments, as of :meth:`cdelta.Moment.to_dataframe`, with a first
+        column ``moment``. Raises ImportError where pandas is not installed."""
         pandas = optional("pandas", "report")
         tables = []
         for name, one in self.moments.items():
@@ -107,7 +103,7 @@ class Report:
             tables.append(table)
         return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
 
-    def plot(self) -> "Figure":
+    def plot(self) -> Any:
         """Correlations of every moment but the bounds, side by side; returns the figure. Raises
         ImportError where matplotlib is not installed."""
         plt = optional("matplotlib.pyplot", "report")
