@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the names below
     from cdelta import (
+        adapters as adapters,
         attributes as attributes,
         causal as causal,
         datasets as datasets,
@@ -52,6 +53,7 @@ _SUBMODULES = (
     "mixture",
     "posterior",
     "flow",
+    "adapters",
     "jacobian",
     "moment",
     "dependence",
