@@ -12,12 +12,13 @@ PAGES   := _build/html/index.html
 SITE    := _build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke again site pages train bench mutants serve lab lock pairs clean FORCE
+.PHONY: help env book execute test lint unit smoke again site pages torch train bench mutants serve lab lock pairs clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book [PROFILE=smoke|book|paper] [JOBS=2]   execute what changed and build the book"
 	@echo "make test     lint, unit tests, notebooks twice and as a book (smoke), its pages in a browser"
+	@echo "make torch    PyTorch joins .venv (nothing that is locked changes), and the tests that need it run"
 	@echo "make pages    the book as readers get it, its pages in a browser"
 	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
@@ -122,6 +123,13 @@ site: smoke
 	cp -R _build/smoke $(SITE)/book/executed
 	cd $(SITE) && "$(CURDIR)/$(BIN)/jupyter-book" build . -W --keep-going -n -q
 	CDELTA_SITE=$(SITE)/_build/html $(BIN)/python -m pytest -q tests/notebooks/test_pages.py
+
+# What needs PyTorch: it joins .venv beside the locked versions. By pip, which takes a wheel for the CPU where it finds
+# one; uv would fetch the libraries of a GPU.
+TORCH := torch==2.13.0
+torch: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.txt $(TORCH)
+	$(BIN)/python -m pytest -q tests/test_torch.py
 
 # Before a release: the pages as readers get them.
 pages: book

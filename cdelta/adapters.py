@@ -582,9 +582,9 @@ def _schedule(value: Any) -> Schedule:
 
 # -------------------------------------------------------------------------------- diffusion models
 
-_STATES = {"x", "xs", "xt", "x_t", "y", "z", "zt", "z_t", "state", "sample", "latent", "image"}
-_TIMES = {"t", "ts", "time", "times", "timestep", "timesteps", "s", "sigma", "sigmas", "sigma_t"}
-_TIMES |= {"step", "steps", "k", "noise_level", "log_snr"}
+STATES = {"x", "xs", "xt", "x_t", "y", "z", "zt", "z_t", "state", "sample", "latent", "image"}
+TIMES = {"t", "ts", "time", "times", "timestep", "timesteps", "s", "sigma", "sigmas", "sigma_t"}
+TIMES |= {"step", "steps", "k", "noise_level", "log_snr"}
 
 
 def _time_first(model: Any) -> Any:
@@ -597,7 +597,7 @@ def _time_first(model: Any) -> Any:
     names = [
         p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    swapped = len(names) >= 2 and names[0] in _STATES and names[1] in _TIMES
+    swapped = len(names) >= 2 and names[0] in STATES and names[1] in TIMES
     return time_last(model) if swapped else model
 
 

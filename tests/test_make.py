@@ -77,6 +77,14 @@ def test_options_reach_the_scripts(make):
     assert make("lab") == ["a book: python book/lab.py"]
 
 
+def test_pytorch_joins_what_is_locked_and_its_tests_run(make):
+    install, tests = make("torch")
+    assert "pip install" in install and " -c requirements.txt torch==" in install
+    assert tests == "a book: python -m pytest -q tests/test_torch.py"
+    script = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    assert script[-2:] == ["make test", "exec make torch"]
+
+
 def test_clean_finds_every_cache(make):
     for name in ("book/__pycache__", "notebooks/.ipynb_checkpoints", "cdelta"):
         (make.root / name).mkdir()
