@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; a test holds it to the 
         profiles as profiles,
         quality as quality,
         reporting as reporting,
+        torch as torch,
         training as training,
     )
     from cdelta.flow import Flow as Flow
@@ -54,6 +55,7 @@ _SUBMODULES = (
     "posterior",
     "flow",
     "adapters",
+    "torch",
     "jacobian",
     "moment",
     "dependence",
