@@ -58,6 +58,7 @@ def movable(
     alt: str,
     readout: Sequence[str] | None = None,
     start: int = 0,
+    opening: bool = False,
 ) -> None:
     r"""Display a figure that the reader moves: a slider runs through precomputed frames, offline
     and without a server.
@@ -65,7 +66,7 @@ def movable(
     ``fig`` holds what stays (axes, their limits, background); each of ``layers`` has one entry of
     ``frames`` for each of the slider's ``values`` (numbers). ``label`` names the slider (plain
     text); ``readout[f]`` is the text beside it, by default "label = value". Frame ``start`` is
-    shown first, and where there is no JavaScript.
+    shown first, and where there is no JavaScript. ``opening`` is as for :func:`show`.
 
     Raises ValueError when a layer's frames do not match ``values`` in number, hold a wrong shape or
     NaN, when ``start`` is not a frame, when caption or alt is empty, or when the figure would take
@@ -110,7 +111,7 @@ def movable(
         raise ValueError(
             f"a movable figure may take {LIMIT} bytes, this takes {size}: use fewer frames"
         )
-    present(page, f"[figure: {alt}]")
+    present(page, f"[figure: {alt}]", opening)
 
 
 def _hold_places(layers: Sequence[Layer]) -> None:

@@ -22,8 +22,11 @@ _INLINE = (
 )
 
 
-def show(fig: Figure, *, caption: str, alt: str) -> None:
+def show(fig: Figure, *, caption: str, alt: str, opening: bool = False) -> None:
     r"""Display a figure as an HTML ``<figure>`` with an inline SVG, and close it.
+
+    ``opening``: also keep it under the name "opening", for a chapter whose first lines show it
+    (``{glue} opening``) although it is computed further below (in a cell tagged ``remove-output``).
 
     ``caption`` is simple HTML, with TeX between ``\(`` and ``\)`` (write ``\lt`` for <); ``alt`` is
     plain text that says what a reader sees, for one who does not. Raises ValueError when either is
@@ -31,7 +34,7 @@ def show(fig: Figure, *, caption: str, alt: str) -> None:
     """
     described(caption, alt)
     svg, prefix = drawn(fig, alt, caption)
-    present(framed(prefix, svg, "", caption), f"[figure: {alt}]")
+    present(framed(prefix, svg, "", caption), f"[figure: {alt}]", opening)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str) -> None:
@@ -156,6 +159,23 @@ def framed(prefix: str, svg: str, controls: str, caption: str) -> str:
     )
 
 
-def present(page: str, plain: str) -> None:
-    """Display a page's HTML, and in a terminal the plain text."""
+class _Shown:
+    """A page's HTML, and the plain text that a terminal shows."""
+
+    def __init__(self, page: str, plain: str) -> None:
+        self._page, self._plain = page, plain
+
+    def _repr_html_(self) -> str:
+        return self._page
+
+    def __repr__(self) -> str:
+        return self._plain
+
+
+def present(page: str, plain: str, opening: bool = False) -> None:
+    """Display a page's HTML, and in a terminal the plain text; glued as "opening" if it is one."""
+    if opening:
+        from myst_nb import glue
+
+        glue("opening", _Shown(page, plain), display=False)
     display({"text/html": page, "text/plain": plain}, raw=True)
