@@ -104,3 +104,18 @@ def test_a_table_holds_its_cells_and_refuses_ragged_rows(shown):
     ]
     with pytest.raises(ValueError, match="the header's 2 cells, got 1"):
         figures.table(["a", "b"], [["c"]], caption="c")
+
+
+def test_an_opening_is_kept_for_the_top_of_its_page_as_well(shown, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(
+        "myst_nb.glue", lambda name, value, display: kept.update({name: (value, display)})
+    )
+    figures.show(everything(), caption="c", alt="a")
+    assert kept == {}
+    figures.show(everything(), caption="c", alt="what it shows", opening=True)
+    value, display = kept["opening"]
+    assert not display and value._repr_html_() == shown[1] == shown[0].replace(
+        'aria-label="a"', 'aria-label="what it shows"'
+    ).replace(*(re.search(r'id="([\w-]+)"', page)[1] for page in shown))
+    assert repr(value) == "[figure: what it shows]"
