@@ -1,16 +1,17 @@
 """Numbers as a sentence or a table says them."""
 
 import math
+from typing import SupportsFloat
 
 Number = float | int
 
 
-def describe(value: Number, stderr: Number | None = None) -> str:
+def describe(value: SupportsFloat, stderr: SupportsFloat | None = None) -> str:
     """``value ± stderr``, rounded to two digits, or to the digits that the standard error
     leaves."""
+    value, stderr = float(value), float(stderr or 0)
     if not stderr:
         return f"{value:.2g}"
-    value, stderr = float(value), float(stderr)  # of NumPy also
     if not math.isfinite(stderr) or not math.isfinite(value):
         return f"{value:.2g} ± {stderr:.2g}"
     places = 1 - math.floor(math.log10(stderr))

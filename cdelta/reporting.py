@@ -4,6 +4,7 @@ it."""
 import dataclasses
 import functools
 import html
+import inspect
 import json
 import math
 import os
@@ -405,9 +406,10 @@ def _kind(f: Any, shape: tuple[int, ...], dtype: Any) -> str:
         )
     if alone is None and timed is None:
         try:
-            two = len(jax.api_util.fun_signature(f).parameters) > 1
-        except (AttributeError, TypeError, ValueError):
-            two = False
+            parameters = inspect.signature(f).parameters.values()
+        except (TypeError, ValueError):  # built in
+            parameters = ()
+        two = sum(parameter.default is parameter.empty for parameter in parameters) > 1
         return "velocity" if two else "map"  # which says what is wrong with it
     return "map" if timed is None else "velocity"
 
@@ -950,8 +952,9 @@ def _about_correlations(wiggle, covariance, samples, labels, jumping) -> list[Fi
             low, high, error = certain[i, j]
             sign = "positive" if low > 0 else "negative"
             text = (
-                f"The correlation of {pair} is {sign} for certain: the wiggles and the variances "
-                f"alone leave it between {low:.3g} and {high:.3g} (± {error:.2g}, C13)."
+                f"The correlation of {pair} is {sign} by two standard errors at least, from "
+                f"wiggles and variances alone: they leave it between {low:.3g} and {high:.3g} "
+                f"(± {error:.2g}, C13)."
             )
             found.append(Finding(text, "sign", low if low > 0 else high, error))
     return found

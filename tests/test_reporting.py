@@ -1,0 +1,346 @@
+"""The report: its numbers against closed forms and the estimators called by hand; each diagnostic
+where it must speak and where it must be silent."""
+
+import json
+import math
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import networkx
+import numpy as np
+import pytest
+
+import cdelta
+from cdelta import dependence, reporting
+from cdelta.reporting import Report, report
+from tests.test_dependence import KEY, scores
+from tests.test_dependence_hypotheses import bent_pair, to_order_three, weighing
+
+U = np.array([[1.0, 0, 0], [0.8, 0.6, 0], [0.5, 0.4, 0.7]])
+NAMES = ("a", "b", "c")
+
+
+def chain(x):
+    return dict(zip(NAMES, jnp.asarray(U, x.dtype) @ x, strict=True))
+
+
+def bent(x):
+    """Variances 3 and 41/32, covariance 1/4; the wiggles say 5, 25/16 and -1/2."""
+    return bent_pair(x)
+
+
+def about(made, kind):
+    return [finding for finding in made.findings if finding.about == kind]
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return report(chain, KEY, 3, held="b", graph={"b": "a", "c": ["b"]}, budget=512)
+
+
+@pytest.fixture(scope="module")
+def curved():
+    return report(bent, KEY, (2,), names=["p", "q"], budget=4000)
+
+
+# ------------------------------------------------------------------------------- its numbers
+
+
+def test_moments_of_a_linear_map_are_exact(linear):
+    for name in ("wiggle", "covariance", "lower", "upper"):
+        np.testing.assert_allclose(linear.moments[name].matrix, U @ U.T, atol=1e-13)
+        assert linear.moments[name].names == NAMES and linear.moments[name].samples == 512
+    samples = linear.moments["samples"]
+    assert np.abs((samples.matrix - U @ U.T) / samples.stderr).max() < 4
+    partial = linear.moments["wiggle"].partial("b").matrix
+    np.testing.assert_allclose(linear.moments["held"].matrix, partial, atol=1e-13)
+    # do(b), b = .8 e₁ + .6 e₂: what b's own noise moves goes out, a stays
+    rest = U - np.outer(U[:, 1] / U[1, 1], U[1])
+    np.testing.assert_allclose(linear.moments["do(b)"].matrix, rest @ rest.T, atol=1e-13)
+    np.testing.assert_allclose(linear.turn.turn, 0, atol=1e-13)
+
+
+def test_moments_of_a_bent_map_are_those_of_its_hermite_expansion(curved):
+    """To order 2 both bounds are the covariance."""
+    covariance = np.array([[3, 0.25], [0.25, 41 / 32]])
+    truths = {name: covariance for name in ("covariance", "samples", "lower", "upper")}
+    truths["wiggle"] = np.array([[5, -0.5], [-0.5, 25 / 16]])
+    for name, truth in truths.items():
+        moment = curved.moments[name]
+        assert np.abs((moment.matrix - truth) / moment.stderr).max() < 4, name
+        assert moment.stderr.max() < 0.3
+    # of the same latents, so that a ratio has less error than its parts have
+    for finding, order in zip(about(curved, "order"), (5 / 3, 50 / 41), strict=True):
+        assert abs(finding.value - order) < 4 * finding.stderr
+        wiggle = curved.moments["wiggle"]
+        assert finding.stderr / order < 2 * (wiggle.stderr / wiggle.matrix).diagonal().max()
+
+
+def test_the_four_moments_weigh_each_order_as_they_should():
+    """n α^(n-1) over α: uniform, at the midpoint, the mean of both ends, and at 1."""
+    made = report(to_order_three, KEY, 2, budget=20_000)
+    orders = {"wiggle": (1, 2, 3), "covariance": (1, 1, 1), "lower": (1, 1, 0.75)}
+    orders["upper"] = (1, 1, 1.5)
+    for name in orders:
+        for other, theirs in orders.items():
+            z = np.abs(scores(made.moments[name], weighing(*theirs))).max()
+            assert z < 4 if name == other else z > 5, (name, other, z)
+
+
+def test_what_is_held_and_set_is_what_the_estimators_give():
+    """At the same keys, method and probes: as many of them as there are dimensions."""
+    made = report(bent, KEY, 2, held=1, graph=[[0, 0], [1, 0]], budget=200)
+    keys = dict(zip(reporting._KEYS, jax.random.split(KEY, len(reporting._KEYS)), strict=True))
+    held = dependence.held_moment(bent, keys["held"], 2, 200, 1, method="jvp", probes=2)
+    own = jax.random.fold_in(keys["do"], 0)
+    done = dependence.do_moment(bent, own, 2, 200, 1, 0, method="jvp", probes=2)
+    turn = cdelta.causal.frame_turn(bent, keys["turn"], 2, 200, (0, 1))
+    assert made.method == "jvp, 2 probes"
+    np.testing.assert_allclose(made.moments["held"].matrix, held.matrix, rtol=1e-10)
+    np.testing.assert_allclose(made.moments["do(1)"].matrix, done.matrix, rtol=1e-10)
+    np.testing.assert_allclose(made.turn.turn, turn.turn, rtol=1e-10)
+
+
+def test_a_report_depends_on_its_key_alone(curved):
+    again = report(bent, KEY, (2,), names=["p", "q"], budget=4000, batch=1000)
+    assert str(again).splitlines()[1:] == str(curved).splitlines()[1:]
+    for name, moment in again.moments.items():
+        np.testing.assert_allclose(moment.matrix, curved.moments[name].matrix, rtol=1e-9)
+    other = report(bent, jax.random.key(1), (2,), names=["p", "q"], budget=4000)
+    assert not np.allclose(other.moments["wiggle"].matrix, curved.moments["wiggle"].matrix)
+
+
+def test_seconds_are_a_budget_too():
+    made = report(bent, KEY, 2, budget=0.2)
+    assert made.samples >= 64 and made.moments["wiggle"].samples == made.samples
+    assert made.seconds > 0
+
+
+# -------------------------------------------------------- each diagnostic speaks, or is silent
+
+
+def test_nothing_warns_of_maps_that_are_sound(linear, curved):
+    assert linear.warnings == [] and curved.warnings == []
+    assert [f.about for f in linear.findings].count("order") == 3
+    assert report(bent, KEY, 2, budget=64, dtype="float32").warnings == []
+    kink = report(lambda x: jnp.stack([jnp.abs(x[0]), x[1]]), KEY, 2, budget=4000)
+    assert about(kink, "jump") == [] and kink.warnings == []
+
+
+def steep(x):
+    """∫₀ˣ exp(κ s²) ds, so that the squared slope has the tail index 1/(4κ), here 0.7."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    inside = jnp.exp(0.357 * (x[0] * (nodes + 1) / 2) ** 2)
+    return jnp.stack([x[0] / 2 * (weights @ inside), x[1]])
+
+
+WRONG = {
+    "jump": lambda x: jnp.stack([jnp.sign(x[0]) + 0.1 * x[1], x[1]]),
+    "constant": lambda x: jnp.stack([x[0], 1.0 + 0 * x[1]]),
+    "flat": lambda x: jnp.stack([x[0], jnp.maximum(x[1], 0)]),
+    "finite": lambda x: jnp.stack([jnp.log(x[0]), x[1]]),
+    "tail": steep,
+    "effective": steep,
+    "degenerate": lambda x: jnp.stack([x[0], jnp.maximum(x[1], 0)]),
+    "rounding": lambda x: jnp.stack([jnp.sin(1e6 * x[0]), x[1]]),
+    "turn": lambda x: jnp.stack(
+        [
+            x[0] * jnp.cos(x @ x) - x[1] * jnp.sin(x @ x),
+            x[0] * jnp.sin(x @ x) + x[1] * jnp.cos(x @ x),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_diagnostic_speaks_of_what_is_wrong(kind):
+    more = {"degenerate": {"held": 1}, "rounding": {"dtype": "float32"}, "turn": {"order": [0, 1]}}
+    made = report(WRONG[kind], KEY, 2, budget=4000, **more.get(kind, {}))
+    spoken = about(made, kind)
+    assert spoken and all(finding.warning for finding in spoken)
+    assert str(made).splitlines()[0].startswith("warning: ")
+    if kind == "jump":  # its variance is 1.01, the Jacobian's .01
+        assert "feature 0" in spoken[0] and len(spoken) == 1 and spoken[0].value > 20
+    if kind == "constant":
+        assert "feature 1" in spoken[0] and made.moments["wiggle"].matrix[1, 1] == 0
+    if kind in ("flat", "degenerate"):  # half of the latents
+        assert abs(spoken[0].value - 0.5) < 4 * spoken[0].stderr < 0.06
+    if kind == "finite":
+        assert abs(spoken[0].value - 0.5) < 4 * spoken[0].stderr
+        assert about(made, "failure") and "wiggle" not in made.moments
+    if kind == "tail":
+        assert "infinite" in spoken[0] and abs(spoken[0].value - 0.7) < 4 * spoken[0].stderr
+    if kind == "turn":
+        assert spoken[0].value > 0.5
+
+
+def test_an_uncertain_tail_is_called_so():
+    """Of x³ the squared slope, x⁴, has all moments, though Hill's index says 1.4."""
+    made = report(lambda x: x**3, KEY, 1, budget=2048)
+    (spoken,) = about(made, "tail")
+    assert spoken.value < 2 and "uncertain" in spoken and "infinite" not in spoken
+
+
+def test_signs_are_certified_where_they_can_be(linear, curved):
+    """The wiggles of the bent pair even have the other sign: no certificate."""
+    assert len(about(linear, "sign")) == 3
+    assert "a and b is positive by two standard errors" in about(linear, "sign")[0]
+    assert about(curved, "sign") == []
+    (spoken,) = about(curved, "correlation")
+    assert abs(spoken.value - 0.25 / math.sqrt(3 * 41 / 32)) < 4 * spoken.stderr
+    opposed = report(lambda x: jnp.stack([x[0], x[1] - x[0]]), KEY, 2, budget=2000)
+    assert "negative" in about(opposed, "sign")[0]
+
+
+# ------------------------------------------------------------------------------- flows, solvers
+
+
+def velocity(t, x):
+    """N(0, I) to N(0, 4 I), times a turn: exact, d/dt of the map at rate ω."""
+    scale = jnp.sqrt((1 - t) ** 2 + 4 * t**2)
+    return (5 * t - 1) / scale**2 * x + 3 * jnp.stack([-x[1], x[0]])
+
+
+def test_steps_are_chosen_so_that_their_bias_is_below_the_noise():
+    made = report(velocity, KEY, 2, features=lambda x: {"a": x[0], "b": x.sum()}, budget=500)
+    exact = 4 * np.array([[1.0, 1], [1, 2]])
+    np.testing.assert_allclose(made.moments["wiggle"].matrix, exact, rtol=2e-3)
+    (spoken,) = about(made, "solver")
+    assert made.solver in spoken and made.solver.startswith("rk4") and not spoken.warning
+    # half as many steps would not do: they were tried, or are the fewest
+    steps = int(made.solver.split()[1])
+    coarse = cdelta.Flow(velocity, "rk4", max(steps // 2, 1))
+    rows = cdelta.jacobian.rows(coarse, jnp.ones(2))
+    assert steps > 4 and abs((rows @ rows.T)[0, 0] / 4 - 1) > 5e-4
+
+
+def test_a_velocity_that_is_not_finite_at_the_end_is_not_asked_there():
+    made = report(lambda t, x: -x, KEY, 2, budget=64)
+    assert made.solver.startswith("rk4")
+    singular = report(lambda t, x: x / jnp.sqrt(1 - t) * 0.1, KEY, 2, budget=64)
+    assert singular.solver.startswith("midpoint")
+    # exp(.1 ∫ (1-t)^{-1/2}) = e^{.2}, squared
+    np.testing.assert_allclose(
+        singular.moments["wiggle"].matrix, np.exp(0.4) * np.eye(2), rtol=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("flow", "coarse"),
+    [
+        (cdelta.Flow(velocity, "euler", 6), True),
+        (cdelta.Flow(velocity, "rk4", 20), False),
+        (cdelta.Flow(velocity, "rk4", times=np.linspace(0, 1, 21) ** 1.1), False),
+        (cdelta.Flow(velocity, "tsit5", rtol=1e-6), False),
+    ],
+)
+def test_a_flow_is_measured_as_it_is_and_its_bias_said(flow, coarse):
+    made = report(flow, KEY, 2, budget=64)
+    (spoken,) = about(made, "solver")
+    assert spoken.warning == coarse and ("too coarse" in spoken) == coarse
+    assert spoken.startswith(f"Solver {flow.solver}")
+    rows = cdelta.jacobian.rows(flow, jnp.ones(2))
+    np.testing.assert_allclose(made.moments["wiggle"].matrix, rows @ rows.T, rtol=1e-5)
+
+
+# ----------------------------------------------------------------------------- what it is given
+
+
+def test_graphs_of_any_form_are_one():
+    labels = reporting.Labels(3, NAMES)
+    matrix = np.zeros((3, 3), bool)
+    matrix[1, 0] = matrix[2, 1] = True
+    arrows = networkx.DiGraph([("a", "b"), ("b", "c")])
+    for graph in (matrix, matrix.astype(int).tolist(), {"b": "a", "c": [1]}, arrows):
+        np.testing.assert_array_equal(reporting._parents(graph, labels), matrix)
+    numbered = networkx.DiGraph([(0, 1), (1, 2)])
+    np.testing.assert_array_equal(reporting._parents(numbered, reporting.Labels(3)), matrix)
+
+
+def two_ways(x, y=None):
+    return x if y is None else y
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: report(two_ways, KEY, 2), "f fits as a map of one latent and as a velocity"),
+        (lambda: report("f", KEY, 2), "f must be a map .* or a velocity .*, got str"),
+        (lambda: report(velocity, KEY, (2, 2, 3)), r"features must be given .* \(2, 2, 3\)"),
+        (lambda: report(lambda t, x: x[:1], KEY, 2), "velocity must return one array of x's shape"),
+        (lambda: report(lambda x, t: t, KEY, 2), r"take the time first, got parameters \(x, t\)"),
+        (lambda: report(bent, KEY, 2, features=3), "features must be a function, got int"),
+        (lambda: report(bent, KEY, 2, budget=0), "budget must be a positive integer"),
+        (lambda: report(bent, KEY, 2, budget=7), "budget must be 8 latents or more, got 7"),
+        (lambda: report(bent, KEY, 2, budget=-1.0), "budget must be positive, got -1.0"),
+        (lambda: report(bent, KEY, 2, resume="x"), "resume belongs to one estimator"),
+        (lambda: report(bent, 3, 2), "key must be one key from jax.random.key, got 3"),
+        (lambda: report(chain, KEY, 3, held="d"), "held must name one of .*got 'd'"),
+        (lambda: report(chain, KEY, 3, graph={"d": "a"}), "graph must name one of .*got 'd'"),
+        (lambda: report(chain, KEY, 3, graph=np.ones((2, 2))), r"graph must be \[3, 3\]"),
+        (lambda: report(chain, KEY, 3, graph={"a": "b", "b": "a"}), "must be acyclic"),
+        (lambda: report(chain, KEY, 3, graph={"a": "a"}), "a feature among its own causes"),
+        (lambda: report(chain, KEY, 3, graph=networkx.Graph([("a", "b")])), "must be directed"),
+        (
+            lambda: report(chain, KEY, 3, graph={"b": "a"}, order=["b", "a", "c"]),
+            r"order \['b', 'a', 'c'\] has an effect before its cause",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_computed(make, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------------------- what one does with it
+
+
+def test_findings_are_sentences_with_a_number_each(linear, curved):
+    for made in (linear, curved):
+        lines = str(made).splitlines()
+        assert lines == [str(finding) for finding in made.findings]
+        assert all(isinstance(finding, str) and finding.endswith(".") for finding in made.findings)
+        assert all(math.isfinite(finding.value) for finding in made.findings)
+    assert any("b held" in finding for finding in linear.findings)
+    assert any("Under do(b)" in finding for finding in linear.findings)
+
+
+def test_a_report_comes_back_from_its_file(tmp_path, linear):
+    linear.save(tmp_path / "report")
+    back = Report.load(tmp_path / "report")
+    assert str(back) == str(linear) and list(back.moments) == list(linear.moments)
+    assert [str(vars(f)) for f in back.findings] == [str(vars(f)) for f in linear.findings]
+    for name, moment in linear.moments.items():
+        np.testing.assert_array_equal(back.moments[name].replicates, moment.replicates)
+    np.testing.assert_array_equal(back.turn, linear.turn)
+    assert (back.samples, back.solver, back.names) == (512, "a map as it is", NAMES)
+    with pytest.raises(ValueError, match="is not a moment's file"):
+        cdelta.Moment.load(tmp_path / "report")
+    linear.moments["wiggle"].save(tmp_path / "moment")
+    with pytest.raises(ValueError, match="is not a report's file"):
+        Report.load(tmp_path / "moment")
+
+
+def test_a_page_of_its_own(linear):
+    page = linear._repr_html_()
+    ElementTree.fromstring(page)
+    assert "http" not in page and "<script" not in page
+    assert all(f"<summary>{name}" in page for name in linear.moments)
+    odd = report(lambda x: {"<i>": x[0], "&": jnp.sign(x[1])}, KEY, 2, budget=512)
+    ElementTree.fromstring(odd._repr_html_())
+    assert "<i>" not in odd._repr_html_() and "What not to believe" in odd._repr_html_()
+
+
+def test_tables_figures_and_json(linear):
+    table = linear.to_dataframe()
+    assert list(table)[:3] == ["moment", "i", "j"] and len(table) == 9 * len(linear.moments)
+    figure = linear.plot()
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [
+        name for name in linear.moments if name not in ("lower", "upper")
+    ]
+    plt.close("all")
+    told = json.loads(json.dumps(linear.to_json(), allow_nan=False))
+    assert told["names"] == list(NAMES) and told["findings"][0]["text"] == linear.findings[0]
+    np.testing.assert_allclose(told["moments"]["wiggle"]["matrix"], U @ U.T, atol=1e-13)
