@@ -409,7 +409,9 @@ def _kind(f: Any, shape: tuple[int, ...], dtype: Any) -> str:
             parameters = inspect.signature(f).parameters.values()
         except (TypeError, ValueError):  # built in
             parameters = ()
-        two = sum(parameter.default is parameter.empty for parameter in parameters) > 1
+        places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        needed = [p for p in parameters if p.default is p.empty and p.kind in places]
+        two = len(needed) > 1
         return "velocity" if two else "map"  # which says what is wrong with it
     return "map" if timed is None else "velocity"
 
@@ -504,12 +506,14 @@ class _Look(NamedTuple):
 
 
 @functools.lru_cache(16)
-def _looking(dtype: str, platform: str) -> Callable:
-    products = functools.partial(dependence._Products, dtype=dtype)
+def _looking(dtype: str, platform: str, structure: Any) -> Callable:
+    """The program for all f of one structure: what is no longer used takes its constants along."""
 
-    def look(f, latents):
+    def look(leaves, latents):
+        f = structure.unflatten(leaves)
+
         def one(x):
-            values, rows = products(x.shape).rows(f, x)
+            values, rows = dependence._Products(x.shape, dtype).rows(f, x)
             matrix = jnp.matmul(rows, rows.T, precision="highest")
             return values, jnp.linalg.norm(rows, axis=1), matrix
 
@@ -518,18 +522,23 @@ def _looking(dtype: str, platform: str) -> Callable:
     return jax.jit(look, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
 
 
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _drawn(key: Any, numbers: Array, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(numbers)
+
+
 def _look(
     f: Callable, key: Any, samples: int, shape: tuple, run: Run, until: float | None = None
 ) -> _Look:
     """At ``samples`` latents, or as many as there are before the clock shows ``until``."""
     batch = run.batch or _FEW
-    draw = jax.jit(jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape)))
-    program = _looking(run.dtype.name, run.devices[0].platform)
+    leaves, structure = jax.tree.flatten(f)
+    program = _looking(run.dtype.name, run.devices[0].platform, structure)
     parts, times = [], []
     for first in range(0, max(samples, 2 * batch), batch):  # the first one is compiled for
-        latents = draw(jnp.arange(first, first + batch)).astype(run.dtype)
+        latents = _drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)
         begun = time.monotonic()
-        done = jax.block_until_ready(program(f, latents))
+        done = jax.block_until_ready(program(leaves, latents))
         times.append(time.monotonic() - begun)
         parts.append([np.asarray(part, np.float64) for part in (latents, *done)])
         if until is not None and len(parts) > 1 and time.monotonic() > until:
@@ -727,16 +736,12 @@ def _sampled(f, key, shape, samples, labels, options) -> Moment:
     run = Run.of({name: value for name, value in options.items() if name != "names"})
     batch = _batch_size(run.batch, math.prod(shape), labels.n, samples, 1)
 
-    @jax.jit
-    def values(f, numbers):
-        def one(i):
-            x = jax.random.normal(jax.random.fold_in(key, i), shape).astype(run.dtype)
-            return f(x)
-
-        return jax.vmap(one)(numbers)
-
+    values = jax.jit(jax.vmap(f))
     starts = range(0, samples, batch)
-    parts = [np.asarray(values(f, jnp.arange(first, first + batch))) for first in starts]
+    parts = [
+        np.asarray(values(_drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)))
+        for first in starts
+    ]
     features = np.concatenate(parts)[:samples].astype(np.float64)
     found = dependence.sample_moment(features, names=labels.names)
     words, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
@@ -798,8 +803,9 @@ def _about_rounding(f: Callable, look: _Look, shape: tuple, run: Run) -> list[Fi
     try:
         with jax.enable_x64(True):
             latents = jnp.asarray(good.latents[few], jnp.float64)
-            program = _looking("float64", run.devices[0].platform)
-            exact = [np.asarray(part, np.float64) for part in program(f, latents)]
+            leaves, structure = jax.tree.flatten(f)
+            program = _looking("float64", run.devices[0].platform, structure)
+            exact = [np.asarray(part, np.float64) for part in program(leaves, latents)]
     except Exception as error:  # of f: it may be bound to its own precision
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return [Finding(f"Rounding is not known: in double precision {reason}", "rounding")]
@@ -819,13 +825,15 @@ def _about_tails(look: _Look, moments: Mapping[str, Moment], labels: Labels) -> 
     """Whether standard errors exist (C14), and as how many samples a moment counts."""
     found = []
     good = look.good
-    size = np.sqrt((good.lengths**2).sum(0))  # so that every feature counts alike
-    tail = _diagnostics.tail(((good.lengths / np.where(size > 0, size, 1)) ** 2).sum(1))
-    index = describe(tail.index, tail.stderr)
+    tails = [_diagnostics.tail(squares) for squares in (good.lengths**2).T]
+    # of all features the heaviest; NaN, which is no tail, is not less
+    i = min(range(len(tails)), key=lambda i: tails[i].index if tails[i].index >= 0 else math.inf)
+    tail = tails[i]
     if tail.index < 2:
         sure = tail.shape - 2 * tail.shape_stderr > 0.5
         said = (
-            f"The squared size of the Jacobian has a tail of index {index} (Hill, {tail.used} of "
+            f"The squared length of {_called(labels, i)}'s gradient has a tail of index "
+            f"{describe(tail.index, tail.stderr)} (Hill, {tail.used} of "
             f"{len(good.lengths)} latents)"
         )
         if sure and tail.index < 1:

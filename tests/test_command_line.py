@@ -87,7 +87,7 @@ def test_warnings_are_no_failure(model, capsys):
         ("no_such_file.py:f", "there is no file no_such_file.py"),
         ("pair", "'pair' must be module:name or file.py:name"),
         ("a_model_of_mine:MODEL", "a_model_of_mine has no MODEL"),
-        ("json:dumps", "f must"),
+        ("math:pi", "f must be a map from a latent to features"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(model, capsys, f, message, unchecked):
