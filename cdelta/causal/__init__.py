@@ -9,6 +9,7 @@ the noises of what was seen and changes an equation (abduction, action, predicti
 
 from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, effect, frame_turn, local_effects
+from cdelta.causal.flows import CausalFlow
 from cdelta.causal.graphs import collider, common_cause, mediator
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
 from cdelta.causal.paths import follow, steer
@@ -18,6 +19,7 @@ __all__ = [
     "NOISE_BOUND",
     "PUBLISHED",
     "SCM",
+    "CausalFlow",
     "FrameTurn",
     "LinearSCM",
     "Shift",

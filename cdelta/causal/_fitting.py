@@ -1,0 +1,251 @@
+r"""How the pieces of a causal flow are fitted: first a mean and a scale given the causes, then the
+velocity that is left. Imported when a flow is fitted, for it needs networks and an optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from cdelta import training
+from cdelta.causal import _conditional
+from cdelta.causal._conditional import Layers, Nodes
+
+_REPEATS = 16  # times and noises drawn for each sample that was held out
+
+
+class Settings(NamedTuple):
+    """What decides the quality and the cost of a fit."""
+
+    width: int
+    layers: int
+    steps: int
+    batch: int
+    rate: float
+    progress: bool
+
+
+class Mask(nnx.Variable):
+    """Which causes a feature has: not trained, and not part of the program, so that all graphs of
+    one size share a compilation."""
+
+
+class Stack(nnx.Module):
+    """One network a feature, all of one shape, computed together; each starts as 0."""
+
+    def __init__(self, parents: np.ndarray, own: int, outputs: int, settings: Settings, key: Any):
+        features, width = len(parents), settings.width
+        sizes = [own + parents.shape[1], *[width] * settings.layers]
+        fans = [own + parents.sum(1), *[np.full(features, width)] * (settings.layers - 1)]
+        keys = jax.random.split(key, 2 * settings.layers)
+        weights, offsets = [], []
+        for i, fan in enumerate(fans):
+            size = 1 / jnp.sqrt(jnp.asarray(fan, jnp.float32))[:, None, None]
+            shape = (features, sizes[i], width)
+            weights.append(size * jax.random.normal(keys[2 * i], shape, jnp.float32))
+            # bends at different places from the start
+            spread = jax.random.uniform(keys[2 * i + 1], (features, width), jnp.float32, -1.5, 1.5)
+            offsets.append(spread if i == 0 else jnp.zeros_like(spread))
+        weights.append(jnp.zeros((features, width, outputs), jnp.float32))
+        offsets.append(jnp.zeros((features, outputs), jnp.float32))
+        self.weights = nnx.List([nnx.Param(w) for w in weights])
+        self.offsets = nnx.List([nnx.Param(b) for b in offsets])
+        self.parents = Mask(jnp.asarray(parents, jnp.float32))
+
+    @property
+    def layers(self) -> Layers:
+        return tuple((w[...], b[...]) for w, b in zip(self.weights, self.offsets, strict=True))
+
+    def __call__(
+        self, seen: Float[Array, "n all"], *own: Float[Array, "n features"]
+    ) -> Float[Array, "features n outputs"]:
+        return _outputs(self.layers, self.parents[...], seen, *own)
+
+
+@jax.jit
+def _outputs(layers: Layers, parents: Array, seen: Array, *own: Array) -> Array:
+    """The networks of all features for many samples: ``seen`` are all features as a network sees
+    them, ``own`` further inputs, one a feature."""
+
+    def one(layers: Layers, mask: Array, *own: Array) -> Array:
+        # a product of matrices: as a vmap over samples it would compile slower
+        inputs = jnp.concatenate([*(part[:, None] for part in own), mask * seen], 1)
+        for w, b in layers[:-1]:
+            inputs = jax.nn.silu(inputs @ w + b)
+        return inputs @ layers[-1][0] + layers[-1][1]
+
+    return jax.vmap(one)(layers, parents, *(part.T for part in own))
+
+
+def fitted(
+    parents: np.ndarray,
+    x: np.ndarray,
+    held_out: np.ndarray,
+    key: PRNGKeyArray,
+    settings: Settings,
+) -> Nodes:
+    """The pieces of every feature's conditional flow; see :class:`cdelta.causal.CausalFlow`."""
+    center, scale = _location(x)
+    parts = [(part - center) / scale for part in (x, held_out)]
+    linear, constant, spread = _least_squares(parents, parts[0])
+    nodes = _conditional.untrained(parents, center, scale, linear, constant, spread, settings[:2])
+    seen, seen_out = (jnp.arcsinh(jnp.asarray(part, jnp.float32)) for part in parts)
+    left, left_out = (
+        jnp.asarray((part - constant - part @ linear.T) / spread, jnp.float32) for part in parts
+    )
+
+    keys = jax.random.split(key, 5)
+    caused = np.flatnonzero(parents.any(1))
+    if caused.size:
+        net = Stack(parents[caused], 0, 2, settings, keys[0])
+        layers = _trained(net, (seen, left[:, caused]), likelihood, keys[1], settings)
+        out = _outputs(layers, net.parents[...], seen_out)
+        layers = _weighed(layers, _shown_affine(out, left_out[:, caused]))
+        affine = jax.tree.map(lambda w, s: w.at[caused].set(s), nodes.affine, layers)
+        nodes = nodes._replace(affine=affine)
+
+    residual, residual_out = (
+        _conditional.standardised(left.T, _outputs(nodes.affine, nodes.parents, seen))[0].T
+        for seen, left in ((seen, left), (seen_out, left_out))
+    )
+    net = Stack(parents, 2, 1, settings, keys[2])
+    layers = _trained(net, (seen, residual), matching, keys[3], settings)
+    shares = _shown_velocity(layers, nodes.parents, seen_out, residual_out, keys[4])
+    return nodes._replace(velocity=_weighed(layers, shares[:, None]))
+
+
+def _trained(
+    net: Stack, data: tuple[Array, Array], objective: Any, key: PRNGKeyArray, settings: Settings
+) -> Layers:
+    steps = settings.steps
+    fit = training.fit(
+        net,
+        data,
+        key,
+        steps=steps,
+        batch=settings.batch,
+        objective=objective,
+        optimizer=training.adamw(settings.rate, steps, min(100, steps // 10)),
+        chunk=50,
+        progress=settings.progress,
+    )
+    return fit.network.layers
+
+
+# ------------------------------------------------------------------------------- the two objectives
+
+
+def likelihood(net: Stack, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
+    r"""Negative log likelihood of a normal residual, :math:`\tfrac12 r^2 + s`, summed over the
+    features."""
+    seen, left = batch
+    return jnp.mean(_losses(net(seen), left).sum(0))
+
+
+def _losses(out: Array, left: Array) -> Float[Array, "features n"]:
+    residual, log_scale = _conditional.standardised(left.T, out)
+    return residual**2 / 2 + log_scale
+
+
+def matching(net: Stack, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
+    r"""Flow matching of the residuals, of which N(0, 1)'s own velocity is known (C12)."""
+    seen, residual = batch
+    t, point, target = _between(key, residual)
+    return jnp.mean(jnp.sum((net(seen, t, point)[..., 0].T - target) ** 2, 1))
+
+
+def _between(key: PRNGKeyArray, residual: Float[Array, "n features"]) -> tuple[Array, Array, Array]:
+    r"""Times, points between noise and residual, and what their velocity has beyond N(0, 1)'s:
+    :math:`r - e - \frac{2t - 1}{s^2} x_t = ((1 - t) r - t e)/s^2`, :math:`s^2 = (1-t)^2 + t^2`.
+    Points are in units of s."""
+    key_t, key_e = jax.random.split(key)
+    t = training.stratified_times(key_t, len(residual), jnp.float32)[:, None]
+    noise = jax.random.normal(key_e, residual.shape, jnp.float32)
+    variance = (1 - t) ** 2 + t**2
+    point = ((1 - t) * noise + t * residual) / jnp.sqrt(variance)
+    target = ((1 - t) * residual - t * noise) / variance
+    return jnp.broadcast_to(t, residual.shape), point, target
+
+
+# ------------------------------------------------------------------------- what held-out data shows
+
+
+def _shown_affine(out: Array, left: Array) -> np.ndarray:
+    """The share of each feature's nonlinear mean, then of its changing scale, that held-out data
+    shows: none where the gain in likelihood is within two standard errors."""
+    shares = np.zeros((len(out), 2))
+    candidates = np.linspace(0, 1, 11)
+    for column in (0, 1):
+        losses = []
+        for share in candidates:
+            shares_tried = np.where(np.arange(2) == column, share, shares)
+            losses.append(np.asarray(_losses_at(out, left, jnp.asarray(shares_tried, out.dtype))))
+        for i in range(len(out)):
+            best = int(np.argmin([loss[i].mean() for loss in losses]))
+            shares[i, column] = candidates[best] * _shown(losses[0][i] - losses[best][i])
+    return shares
+
+
+@jax.jit
+def _losses_at(out: Array, left: Array, shares: Array) -> Array:
+    return _losses(out * shares[:, None, :], left)
+
+
+def _shown_velocity(
+    layers: Layers, parents: Array, seen: Array, residual: Array, key: PRNGKeyArray
+) -> np.ndarray:
+    """Likewise the share of each feature's learned velocity: where none is shown, the residual's
+    flow is that of N(0, 1), exactly."""
+    drawn = [_products(layers, parents, seen, residual, k) for k in jax.random.split(key, _REPEATS)]
+    both, square = (np.mean(part, 0) for part in zip(*drawn, strict=True))  # [n, features] each
+    size = np.maximum(square.mean(0), np.finfo(np.float32).tiny)
+    shares = np.clip(both.mean(0) / size, 0, 1)
+    gains = 2 * shares * both - shares**2 * square
+    return np.array([share * _shown(gain) for share, gain in zip(shares, gains.T, strict=True)])
+
+
+@jax.jit
+def _products(
+    layers: Layers, parents: Array, seen: Array, residual: Array, key: PRNGKeyArray
+) -> tuple[Array, Array]:
+    t, point, target = _between(key, residual)
+    out = _outputs(layers, parents, seen, t, point)[..., 0].T
+    return out * target, out**2
+
+
+def _shown(gain: np.ndarray) -> bool:
+    return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
+
+
+def _weighed(layers: Layers, shares: np.ndarray) -> Layers:
+    """The same networks with their outputs ``[features, outputs]`` multiplied."""
+    shares = jnp.asarray(shares, jnp.float32)
+    w, b = layers[-1]
+    return (*layers[:-1], (w * shares[:, None, :], b * shares))
+
+
+# ------------------------------------------------------------------------------------ closed pieces
+
+
+def _location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and half the width of the middle 68 %: a few extreme values do not squeeze the
+    rest."""
+    low, center, high = np.quantile(x, [0.158655, 0.5, 0.841345], axis=0)
+    half = (high - low) / 2
+    return center, np.where(half > 0, half, x.std(0))
+
+
+def _least_squares(parents: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each feature's linear regression on its parents, and the spread of what is left."""
+    n = len(parents)
+    linear, constant, spread = np.zeros((n, n)), np.zeros(n), np.ones(n)
+    for k in range(n):
+        chosen = np.flatnonzero(parents[k])
+        columns = np.column_stack([np.ones(len(z)), z[:, chosen]])
+        coefficients, *_ = np.linalg.lstsq(columns, z[:, k], rcond=None)
+        constant[k], linear[k, chosen] = coefficients[0], coefficients[1:]
+        left = z[:, k] - columns @ coefficients
+        spread[k] = left.std()
+    return linear, constant, spread

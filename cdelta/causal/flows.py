@@ -1,0 +1,509 @@
+r"""A flow that can be intervened on: one conditional flow a feature, given the values of its causes
+(C12)."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
+
+from cdelta import _check, _files
+from cdelta._precision import working
+from cdelta._pytree import as_pytree
+from cdelta.causal import _conditional
+from cdelta.causal._conditional import Nodes
+from cdelta.causal.acyclic import causal_order
+from cdelta.causal.models import Equation, Shift, _Model
+
+_FORMAT = 1  # of a saved flow
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False, init=False)
+class CausalFlow(_Model):
+    r"""One conditional flow a feature, its scalar velocity given the *clean* values of its causes
+    (C12).
+
+    .. math:: \frac{dx_k}{dt} = v_k(t, x_k \mid x_{\text{pa}(k)}), \qquad
+        v_k = E\bigl[x_k - \varepsilon_k \bigm| (1-t)\,\varepsilon_k + t\,x_k,\; x_{\text{pa}(k)}\bigr]
+
+    in causal order, the noises :math:`\varepsilon_k` at :math:`t = 0` standard normal. Stacked,
+    these flows are the increasing triangular (Knothe–Rosenblatt) map; it is the structural model
+    itself wherever that has no hidden common cause and every equation increases in its noise. So
+    interventions and counterfactuals are exact up to the fit.
+
+    ``graph`` is one of: a matrix, ``graph[i, j]`` true where j is a cause of i; pairs
+    ``[(cause, effect), ...]`` of names; a mapping from each feature's name to its causes; a
+    networkx ``DiGraph``. ``names`` are the features in the order of the data's columns; for pairs
+    and mappings left out, that of their first appearance. ``width`` and ``layers`` are those of
+    each feature's networks, ``solver_steps`` the Runge–Kutta steps of each flow.
+
+    :meth:`fit` gives a fitted flow. Called with a noise ``[n]``, that gives features ``[n]``; its
+    Jacobian is triangular in causal order. It answers as :class:`SCM` does, in float32, and takes
+    many samples ``[N, n]`` at once where that takes one.
+
+    Raises ValueError when the graph is not square, has a cycle (naming it), or names a feature that
+    is not there.
+    """
+
+    parents: Bool[np.ndarray, "n n"]
+    names: tuple[str, ...]
+    sizes: tuple[int, int, int]
+    nodes: Nodes | None
+    changes: Mapping[int, Any]
+
+    def __init__(
+        self,
+        graph: Any,
+        names: Sequence[str] | None = None,
+        *,
+        width: int = 64,
+        layers: int = 2,
+        solver_steps: int = 24,
+    ):
+        parents, names = _graph(graph, names)
+        sizes = (("width", width), ("layers", layers), ("solver_steps", solver_steps))
+        self._set(parents, names, tuple(_check.count(name, n) for name, n in sizes), None, {})
+
+    def _set(self, *fields: Any) -> None:
+        for field, value in zip(dataclasses.fields(self), fields, strict=True):
+            object.__setattr__(self, field.name, value)
+
+    def _with(self, **fields: Any) -> "CausalFlow":
+        new = object.__new__(CausalFlow)
+        new._set(*({**vars(self), **fields}[field.name] for field in dataclasses.fields(self)))
+        return new
+
+    def tree_flatten_with_keys(self) -> tuple[tuple, tuple]:
+        changes = {
+            k: change if isinstance(change, Shift | Array) else as_pytree(change)
+            for k, change in self.changes.items()
+        }
+        leaves = [(jax.tree_util.GetAttrKey("nodes"), self.nodes)]
+        leaves += [(jax.tree_util.DictKey(k), change) for k, change in changes.items()]
+        static = self.parents.tobytes(), self.features, self.names, self.sizes, tuple(changes)
+        return tuple(leaves), static
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple, leaves: Iterable) -> "CausalFlow":
+        content, n, names, sizes, changed = static
+        nodes, *changes = leaves
+        new = object.__new__(cls)
+        parents = np.frombuffer(content, bool).reshape(n, n)
+        new._set(parents, names, sizes, nodes, dict(zip(changed, changes, strict=True)))
+        return new
+
+    @property
+    def features(self) -> int:
+        return len(self.parents)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The features from first cause to last effect; among those that could come next, the
+        lowest index first."""
+        return causal_order(self.parents)
+
+    @property
+    def graph(self) -> Bool[np.ndarray, "n n"]:
+        """``graph[i, j]``: j is a cause of i, as it was given."""
+        return self.parents.copy()
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the flow has been fitted to data."""
+        return self.nodes is not None
+
+    def fit(
+        self,
+        x: Float[ArrayLike, "N n"],
+        key: PRNGKeyArray,
+        *,
+        held_out: Float[ArrayLike, "M n"] | None = None,
+        steps: int = 1500,
+        batch: int = 512,
+        rate: float = 5e-3,
+        progress: bool = False,
+    ) -> "CausalFlow":
+        r"""A flow fitted to samples, one a row; this one is left as it is.
+
+        What is known of each conditional law is taken out before anything is learned of its flow.
+        Each feature is standardised (median, middle 68 %), then
+
+        .. math:: x_k = \ell_k(\text{pa}) + \sigma_k \bigl( m_k(\text{pa}) + e^{s_k(\text{pa})} r_k
+            \bigr), \qquad \dot r = \frac{2t - 1}{(1-t)^2 + t^2}\, r + u_k(t, r \mid \text{pa}).
+
+        :math:`\ell_k` is the linear regression; a network gives :math:`m_k, s_k` by maximum
+        likelihood of a normal residual; another the velocity :math:`u_k` beyond that of N(0, 1), by
+        flow matching of the residual. Of :math:`m_k`, :math:`s_k` and :math:`u_k` each the share is
+        kept that lowers the loss of held-out samples most, and none where the gain is within two
+        standard errors: a linear model stays a linear regression.
+
+        ``held_out`` is by default the last tenth of ``x``. ``steps`` and ``batch`` are of each of
+        the two trainings, ``rate`` their highest learning rate.
+
+        Raises ValueError when x has another number of features, is not finite, has a constant
+        feature or too few samples, and for sizes that are not positive.
+        """
+        from cdelta.causal import _fitting  # networks and an optimizer are not light
+
+        if self.changes:
+            raise ValueError("fit is of the model that has not been intervened on")
+        x = self._data("x", x)
+        if held_out is None:
+            cut = len(x) - max(1, len(x) // 10)
+            x, held_out = x[:cut], x[cut:]
+        else:
+            held_out = self._data("held_out", held_out)
+        if len(x) < 10 * self.features or len(held_out) < 2:
+            raise ValueError(
+                f"x must hold at least {10 * self.features} samples besides those held out, and "
+                f"held_out 2; got {len(x)} and {len(held_out)}"
+            )
+        constant = np.flatnonzero(x.std(0) == 0)
+        if constant.size:
+            raise ValueError(f"x must vary, but features {constant.tolist()} are constant")
+        rate = float(rate)
+        if not (np.isfinite(rate) and rate > 0):
+            raise ValueError(f"rate must be positive, got {rate}")
+        steps, batch = _check.count("steps", steps), _check.count("batch", batch)
+        settings = _fitting.Settings(*self.sizes[:2], steps, batch, rate, bool(progress))
+        return self._with(nodes=_fitting.fitted(self.parents, x, held_out, key, settings))
+
+    def __call__(self, noise: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
+        """The features that these noises make."""
+        self._need_fit()
+        noise = self._noise(noise)
+        dtype = working(noise.dtype)
+        nodes = self._nodes(dtype)
+        x, z = noise.astype(dtype), jnp.zeros(self.features, dtype)
+        for k in self.order:
+            value = self._played(k, nodes, x, z, noise[k].astype(dtype))
+            x = x.at[k].set(value)
+            z = z.at[k].set((value - nodes.center[k]) / nodes.scale[k])
+        return x.astype(noise.dtype)
+
+    def noises(self, x: Float[ArrayLike, "*N n"]) -> Float[Array, "*N n"]:
+        r"""Abduction: the noises that make ``x``, of one sample ``[n]`` or many ``[N, n]``; 0 for
+        a feature that an intervention has set.
+
+        All features at once: the causes of each are in ``x``. Raises ValueError for another shape
+        or NaN, when x disagrees with a value that has been set, and for an intervened model with an
+        equation of one's own.
+        """
+        return self._backwards(x)[0]
+
+    def log_prob(self, x: Float[ArrayLike, "*N n"]) -> Float[Array, "*N"]:
+        r"""The log density of one sample ``[n]`` or many ``[N, n]``.
+
+        .. math:: \log p(x) = \sum_k \Bigl( \log \varphi(\varepsilon_k)
+            + \log \frac{\partial \varepsilon_k}{\partial x_k} \Bigr)
+
+        A feature that an intervention has set is left out of the sum. Raises ValueError as
+        :meth:`noises` does.
+        """
+        noise, log_slopes = self._backwards(x)
+        free = jnp.array([self._fixed(k) is None for k in range(self.features)])
+        density = -(noise**2) / 2 - jnp.log(2 * jnp.pi).astype(noise.dtype) / 2 + log_slopes
+        return jnp.sum(jnp.where(free, density, 0), -1)
+
+    def counterfactual(
+        self,
+        x: Float[ArrayLike, "*N n"],
+        index: int | str | Mapping[int | str, ArrayLike | Shift | Equation],
+        value: ArrayLike | Shift | Equation | None = None,
+    ) -> Float[Array, "*N n"]:
+        r"""What each sample would have been under ``do(index, value)`` or ``do({...})``, with the
+        noises that made it what it was.
+
+        .. math:: x^{cf} = F_{do}(F^{-1}(x))
+
+        One sample ``[n]`` or many ``[N, n]``. Raises ValueError as ``do`` and ``noises`` do.
+        """
+        changed, noise = self.do(index, value), self.noises(x)
+        return _forwards(changed, noise) if noise.ndim == 2 else changed(noise)
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "N n"]:
+        """``n`` independent draws. Raises ValueError when n is not a positive integer."""
+        self._need_fit()
+        n = _check.count("n", n)
+        return _forwards(self, jax.random.normal(key, (n, self.features), jnp.float32))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted flow to one safetensors file, whole or not at all; its graph, names and
+        sizes are JSON in the file's header.
+
+        Raises ValueError when the flow is not fitted, or has been intervened on.
+        """
+        from safetensors.numpy import save as serialise
+
+        self._need_fit()
+        if self.changes:
+            raise ValueError("save the flow that was fitted: interventions are not written")
+        facts = {
+            "format": _FORMAT,
+            "graph": self.parents.astype(int).tolist(),
+            "names": list(self.names),
+            "sizes": list(self.sizes),
+        }
+        weights = {name: np.asarray(array) for name, array in _named(self.nodes).items()}
+        _files.write(path, serialise(weights, metadata={"cdelta.CausalFlow": json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "CausalFlow":
+        """The flow in a file that :meth:`save` has written. Raises OSError when there is none, when
+        it is damaged, or of a format that this version does not know."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        path.open("rb").close()
+        try:
+            with safe_open(path, "np") as file:
+                facts = json.loads((file.metadata() or {})["cdelta.CausalFlow"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if facts["format"] != _FORMAT:
+                raise OSError(
+                    f"{path} has format {facts['format']!r}; this version reads {_FORMAT}"
+                )
+            names, (width, layers, steps) = facts["names"], facts["sizes"]
+            new = cls(np.array(facts["graph"], bool), names or None,
+                      width=width, layers=layers, solver_steps=steps)  # fmt: skip
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise OSError(f"{path} is damaged, or no causal flow: {error}") from error
+        return new._with(nodes=_loaded(path, new, weights))
+
+    # ------------------------------------------------------------------------------------------
+
+    def _changed(self, place: int, change: Any) -> "CausalFlow":
+        before = self.changes.get(place)
+        if isinstance(change, Shift) and before is not None:
+            if isinstance(before, Shift):
+                change = Shift(before.amount + change.amount)
+            elif callable(before):
+                change = functools.partial(_shifted, before, change.amount)
+            else:
+                change = before + change.amount
+        return self._with(changes={**self.changes, place: change})
+
+    def _played(self, k: int, nodes: Nodes, x: Array, z: Array, noise: Array) -> Array:
+        change = self.changes.get(k)
+        if change is None or isinstance(change, Shift):
+            node = jax.tree.map(lambda array: array[k], nodes)
+            value = _play(node, z, noise, self.sizes[2]) * node.scale + node.center
+            return value if change is None else value + change.amount.astype(value.dtype)
+        if not callable(change):
+            return change.astype(noise.dtype)
+        before = self.order[: self.order.index(k)]
+        known = {self.names[j] if self.names else j: x[j] for j in before}
+        try:
+            value = jnp.asarray(change(known, noise)).astype(noise.dtype)
+        except KeyError as error:
+            asked = error.args[0]
+            if asked in known:
+                raise
+            name = self.names[k] if self.names else k
+            raise ValueError(
+                f"the equation of {name!r} asks for {asked!r}; it may ask for those before it: "
+                f"{list(known)}"
+            ) from error
+        _check.shape("the value of an equation", value, ())
+        return value
+
+    def _backwards(self, x: ArrayLike) -> tuple[Array, Array]:
+        """Noises and the logs of their slopes."""
+        self._need_fit()
+        x = _check.as_float("x", x)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.features:
+            raise ValueError(
+                f"x must be one sample [{self.features}] or many [N, {self.features}], "
+                f"got shape {x.shape}"
+            )
+        _check.finite("x", x)
+        own = [k for k, change in self.changes.items() if self._own(change)]
+        if own:
+            raise ValueError(
+                f"features {own} have equations of their own, which are not inverted: ask the "
+                "model that has not been intervened on"
+            )
+        for k in self.changes:
+            fixed = self._fixed(k)
+            if fixed is not None and _check.concrete(x, fixed):
+                value, near = np.asarray(fixed), float(jnp.finfo(x.dtype).eps) ** 0.5
+                wrong = np.abs(np.asarray(x)[..., k] - value) > near * np.abs(value)
+                if wrong.any():
+                    raise ValueError(
+                        "x must agree with the values that interventions have set, feature "
+                        f"{k} with {float(value)}"
+                    )
+        wide = x.astype(working(x.dtype))
+        found = _abducted(self, wide) if x.ndim == 2 else _abduct(self, wide)
+        return tuple(part.astype(x.dtype) for part in found)
+
+    def _own(self, change: Any) -> bool:
+        return callable(change) and not isinstance(change, Shift)
+
+    def _fixed(self, k: int) -> Array | None:
+        change = self.changes.get(k)
+        return None if change is None or callable(change) or isinstance(change, Shift) else change
+
+    def _nodes(self, dtype: Any) -> Nodes:
+        return jax.tree.map(lambda array: array.astype(dtype), self.nodes)
+
+    def _need_fit(self) -> None:
+        if self.nodes is None:
+            raise ValueError("this flow has not been fitted: flow.fit(x, key) gives one that is")
+
+    def _data(self, name: str, x: ArrayLike) -> np.ndarray:
+        x = _check.as_float(name, x)
+        if x.ndim != 2 or x.shape[1] != self.features:
+            raise ValueError(f"{name} must have shape [N, {self.features}], got {x.shape}")
+        _check.finite(name, x)
+        return np.asarray(x, np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _play(node: Nodes, z: Array, noise: Array, steps: int) -> Array:
+    """Compiled once for all features and all interventions."""
+    return _conditional.play(node, z, noise, steps)
+
+
+@jax.jit
+def _forwards(flow: CausalFlow, noise: Float[Array, "N n"]) -> Float[Array, "N n"]:
+    return jax.vmap(flow)(noise)
+
+
+@jax.jit
+def _abducted(flow: CausalFlow, x: Float[Array, "N n"]) -> tuple[Array, Array]:
+    return jax.vmap(functools.partial(_abduct, flow))(x)
+
+
+@jax.jit
+def _abduct(flow: CausalFlow, x: Float[Array, " n"]) -> tuple[Array, Array]:
+    nodes = flow._nodes(x.dtype)
+    z = (x - nodes.center) / nodes.scale
+    # a shift moves what a feature is, for those after it, but not what its own noise made of it
+    shifts = [flow.changes.get(k) for k in range(flow.features)]
+    moved = jnp.stack(
+        [s.amount.astype(x.dtype) if isinstance(s, Shift) else jnp.zeros((), x.dtype)
+         for s in shifts]
+    )  # fmt: skip
+    own = jnp.diag(-moved / nodes.scale) + z
+    noise, log_slopes = jax.vmap(lambda node, z: _conditional.noise(node, z, flow.sizes[2]))(
+        nodes, own
+    )
+    free = jnp.array([flow._fixed(k) is None for k in range(flow.features)])
+    return jnp.where(free, noise, 0), jnp.where(free, log_slopes, 0)
+
+
+def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
+    return jnp.asarray(equation(x, e)) + amount.astype(e.dtype)
+
+
+# --------------------------------------------------------------------------------------- the graph
+
+
+def _graph(graph: Any, names: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Parents as a matrix, and the features' names (none: they go by index)."""
+    if names is not None:
+        names = tuple(names)
+        bad = [name for name in names if not isinstance(name, str)]
+        if bad or len(set(names)) < len(names):
+            raise ValueError(f"names must be different strings, got {names}")
+    if hasattr(graph, "edges") and hasattr(graph, "nodes"):  # a networkx DiGraph, not imported
+        found, pairs = list(graph.nodes), list(graph.edges)
+    elif isinstance(graph, Mapping):
+        pairs = [(cause, effect) for effect, causes in graph.items() for cause in causes]
+        found = list(dict.fromkeys([*graph, *(cause for cause, _ in pairs)]))
+    elif _are_pairs(graph):
+        pairs = [tuple(pair) for pair in graph]
+        found = list(dict.fromkeys(feature for pair in pairs for feature in pair))
+    else:
+        return _matrix(graph, names)
+    if all(isinstance(feature, (int, np.integer)) for feature in found) and found:
+        if sorted(found) != list(range(len(found))):
+            raise ValueError(f"graph must have features 0, …, n - 1 or names, got {found}")
+        found, indices = list(range(len(found))), True
+    else:
+        indices = False
+    if names is None and not indices:
+        names = tuple(found)
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"graph must name features by strings, got {found}")
+    listed = found if indices else list(names)
+    unknown = [feature for feature in found if feature not in listed]
+    if unknown or (indices and names is not None and len(names) != len(found)):
+        raise ValueError(f"names must hold every feature of the graph, {found}, got {names}")
+    parents = np.zeros((len(listed), len(listed)), bool)
+    for cause, effect in pairs:
+        parents[listed.index(effect), listed.index(cause)] = True
+    return _acyclic(parents), names or ()
+
+
+def _are_pairs(graph: Any) -> bool:
+    return (
+        isinstance(graph, Sequence)
+        and len(graph) > 0
+        and all(
+            isinstance(pair, Sequence)
+            and not isinstance(pair, str)
+            and len(pair) == 2
+            and all(isinstance(name, str) for name in pair)
+            for pair in graph
+        )
+    )
+
+
+def _matrix(graph: Any, names: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        matrix = np.asarray(graph)
+        numbers = matrix.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"graph must be a square matrix, pairs of names, a mapping or a DiGraph, got {graph!r}"
+        ) from error
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(f"graph must be square [n, n] with n >= 1, got shape {matrix.shape}")
+    if not np.isin(numbers, (0, 1)).all():
+        raise ValueError("graph must hold truth values, or 0 and 1; got other numbers")
+    if names is not None and len(names) != len(matrix):
+        raise ValueError(f"names must be {len(matrix)}, one a feature, got {len(names)}")
+    return _acyclic(numbers.astype(bool)), names or ()
+
+
+def _acyclic(parents: np.ndarray) -> np.ndarray:
+    if not len(parents):
+        raise ValueError("graph must have at least one feature, got none")
+    try:
+        causal_order(parents)
+    except ValueError as error:
+        raise ValueError(str(error).replace("weights", "graph", 1)) from error
+    return parents
+
+
+# ---------------------------------------------------------------------------------------- the file
+
+
+def _named(nodes: Nodes) -> dict[str, Array]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(nodes)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _loaded(path: Path, flow: CausalFlow, weights: Mapping[str, np.ndarray]) -> Nodes:
+    """Weights in the places of a flow that has not been fitted."""
+    n = flow.features
+    like = _conditional.untrained(
+        flow.parents, *np.zeros((2, n)), np.zeros((n, n)), *np.zeros((2, n)), flow.sizes[:2]
+    )
+    expected = {name: array.shape for name, array in _named(like).items()}
+    if {name: array.shape for name, array in weights.items()} != expected:
+        raise OSError(f"{path} is damaged: its arrays are not those of its graph and sizes")
+    if not all(np.isfinite(array).all() for array in weights.values()):
+        raise OSError(f"{path} is damaged: its weights must be finite")
+    values = [jnp.asarray(weights[name], jnp.float32) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), values)

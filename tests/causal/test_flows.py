@@ -1,0 +1,299 @@
+"""Causal flows: against linear models in closed form, and a nonlinear one."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal
+
+from cdelta import causal
+from cdelta.causal import CausalFlow, Shift
+
+# columns not in causal order: 2 -> 0 -> 1, 2 -> 1
+MODEL = causal.LinearSCM([[0, 0, 0.8], [-1.0, 0, 0.5], [0, 0, 0]], [0.5, 0.7, 1.0], [1, 0, -2])
+NAMES = ("x", "y", "z")
+SMALL = {"steps": 150, "batch": 128}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return np.asarray(MODEL.sample(jax.random.key(0), 20_000), np.float32)
+
+
+@pytest.fixture(scope="module")
+def flow(samples):
+    return CausalFlow(MODEL.graph, NAMES, width=8).fit(samples, jax.random.key(1), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def bent():
+    """A mean, a scale and a noise that no linear regression has, with its fit."""
+    noise = np.asarray(jax.random.normal(jax.random.key(5), (10_000, 2)), np.float32)
+    x = noise[:, 0]
+    y = np.sin(2 * x) + (0.3 + 0.2 * np.tanh(x)) * np.sinh(noise[:, 1])
+    data = np.stack([x, y], 1)
+    fitted = CausalFlow([("x", "y")], width=32).fit(
+        data, jax.random.key(2), steps=600, batch=256, rate=1e-2
+    )
+    return data, noise, fitted
+
+
+def close(a, b, atol):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol)
+
+
+def test_counterfactuals_and_interventions_are_those_of_the_linear_model(flow, samples):
+    some = samples[:50]
+    for change in ({2: 1.0}, {0: -1.0}, {2: 0.5, 0: 2.0}, {2: Shift(1.5)}, {0: Shift(-1), 1: 0.3}):
+        exact = np.stack([MODEL.counterfactual(row, change) for row in some])
+        close(flow.counterfactual(some, change), exact, 0.05)
+    named = flow.counterfactual(some, {"z": 0.5, "x": 2.0})
+    close(named, flow.counterfactual(some, {2: 0.5, 0: 2.0}), 0)
+    close(flow.counterfactual(some[3], "z", 0.5), flow.counterfactual(some, {"z": 0.5})[3], 1e-6)
+    n = 20_000
+    drawn = np.asarray(flow.do({"x": 2.0}).sample(jax.random.key(3), n))
+    exact = MODEL.do({0: 2.0})
+    close(drawn.mean(0), exact.mean, 5 * np.sqrt(np.diag(exact.cov).max() * 2 / n))
+    close(np.cov(drawn.T), exact.cov, 0.06)
+
+
+def test_only_what_comes_after_moves(flow, samples):
+    some = samples[:50]
+    moved = np.asarray(flow.counterfactual(some, {"x": 3.0}))
+    assert (moved[:, 0] == 3).all() and np.abs(moved[:, 1] - some[:, 1]).min() > 0.1
+    close(moved[:, 2], some[:, 2], 1e-5)
+
+
+def test_its_density_is_the_normal_one(flow, samples):
+    some = samples[-200:]
+    exact = np.asarray(multivariate_normal.logpdf(some, MODEL.mean, MODEL.cov))
+    close(flow.log_prob(some), exact, 0.25)
+    assert abs(np.mean(np.asarray(flow.log_prob(some)) - exact)) < 0.02
+    # nothing but the change of variables says so: the map's own Jacobian
+    noise = flow.noises(some[0].astype(np.float64))
+    slope = np.linalg.slogdet(flow.jacobian(noise))[1]
+    normal = -np.sum(np.asarray(noise) ** 2) / 2 - 1.5 * np.log(2 * np.pi)
+    close(flow.log_prob(some[0]), normal - slope, 1e-4)
+
+
+def test_noises_come_back_and_the_jacobian_is_triangular(bent):
+    data, _, flow = bent
+    some = data[:100]
+    noise = flow.noises(some)
+    close(jax.vmap(flow)(noise), some, 2e-4)
+    close(jax.vmap(flow.noises)(some), noise, 1e-5)
+    jacobian = jax.vmap(flow.jacobian)(noise)
+    assert (np.asarray(jacobian)[:, 0, 1] == 0).all()
+    assert (np.asarray(jacobian)[:, [0, 1], [0, 1]] > 0).all()
+    # the density by the velocity's divergence, and by the map's Jacobian
+    slope = np.linalg.slogdet(np.asarray(jacobian))[1]
+    normal = -np.sum(np.asarray(noise) ** 2, 1) / 2 - np.log(2 * np.pi)
+    close(flow.log_prob(some), normal - slope, 2e-3)
+
+
+def test_a_bent_mechanism_is_learned(bent):
+    """Noises against those that made the data, with what a linear regression would say."""
+    data, noise, flow = bent
+    inside = (np.abs(noise) < 1.5).all(1)
+    error = np.asarray(flow.noises(data))[inside] - noise[inside]
+    assert np.abs(error[:, 0]).max() < 0.15
+    assert np.sqrt(np.mean(error[:, 1] ** 2)) < 0.12
+    slope, constant = np.polyfit(data[:, 0], data[:, 1], 1)
+    left = data[:, 1] - slope * data[:, 0] - constant
+    assert np.sqrt(np.mean((left / left.std() - noise[:, 1])[inside] ** 2)) > 0.4
+    # heavy tails: a normal residual of the true mean and scale would miss this quantile by .4
+    drawn = np.asarray(flow.do({"x": 0.0}).sample(jax.random.key(8), 20_000))[:, 1]
+    close(
+        np.quantile(drawn, 0.9) / np.quantile(drawn, 0.75), np.sinh(1.2816) / np.sinh(0.6745), 0.2
+    )
+
+
+def test_a_linear_model_stays_a_linear_regression(flow):
+    for layers in (flow.nodes.affine, flow.nodes.velocity):
+        share = np.abs(np.asarray(layers[-1][0])).sum((1, 2))
+        assert (share == 0).sum() >= 2, "held-out data shows nothing beyond it"
+
+
+def test_interventions_by_functions_and_on_top_of_each_other(flow):
+    noise = jnp.asarray([0.3, -0.2, 0.9])
+    changed = flow.do({"x": lambda x, e: 2 * x["z"] + e})
+    z = flow(noise)[2]
+    close(changed(noise)[0], 2 * z + 0.3, 1e-5)
+    close(changed.do("x", Shift(1.0))(noise)[0], 2 * z + 1.3, 1e-5)
+    close(flow.do("x", 1.0).do("x", Shift(1.0))(noise)[0], 2.0, 0)
+    twice = flow.do("x", Shift(1.0)).do("x", Shift(0.5))
+    close(twice(noise)[0] - flow(noise)[0], 1.5, 1e-5)
+    close(twice.noises(twice(noise)), noise, 1e-5)
+    with pytest.raises(ValueError, match="equations of their own"):
+        changed.noises(flow(noise))
+    with pytest.raises(ValueError, match="may ask for those before it"):
+        flow.do({"x": lambda x, e: x["y"]})(noise)
+
+
+def test_what_was_set_has_no_noise_and_no_density(flow, samples):
+    fixed = flow.do({"x": 2.0})
+    seen = np.asarray(fixed.sample(jax.random.key(4), 5))
+    assert (np.asarray(fixed.noises(seen))[:, 0] == 0).all()
+    alone = np.asarray(flow.log_prob(seen) - fixed.log_prob(seen))
+    # p(x | z) of the linear model, at the value that was set
+    off = (2.0 - 1.0 - 0.8 * seen[:, 2]) / 0.5
+    close(alone, -(off**2) / 2 - np.log(0.5 * np.sqrt(2 * np.pi)), 0.2 + 0.05 * off.max() ** 2)
+    with pytest.raises(ValueError, match="agree with the values that interventions have set"):
+        fixed.noises(samples[:3])
+
+
+def test_the_same_key_gives_the_same_flow_and_training_leaves_it_alone(samples):
+    plain = CausalFlow(MODEL.graph, width=8)
+    first, again = (plain.fit(samples[:3000], jax.random.key(1), **SMALL) for _ in range(2))
+    assert not plain.fitted and first.fitted
+    close(first.noises(samples[:9]), again.noises(samples[:9]), 0)
+    close(first.sample(jax.random.key(2), 3), again.sample(jax.random.key(2), 3), 0)
+
+
+class DiGraph:
+    """What is read of networkx's."""
+
+    def __init__(self, nodes, edges):
+        self.nodes, self.edges = nodes, edges
+
+
+def test_graphs_in_every_form_are_one():
+    matrix = MODEL.graph
+    pairs = [("z", "x"), ("x", "y"), ("z", "y")]
+    causes = {"x": ["z"], "y": ["x", "z"], "z": []}
+    drawn = DiGraph(["z", "y", "x"], pairs)
+    for graph in (matrix, matrix.astype(int).tolist(), pairs, causes, drawn):
+        found = CausalFlow(graph, NAMES)
+        np.testing.assert_array_equal(found.graph, matrix)
+        assert found.names == NAMES and found.order == (2, 0, 1)
+    assert CausalFlow(pairs).names == ("z", "x", "y")
+    numbered = CausalFlow(DiGraph([2, 0, 1], [(2, 0), (0, 1), (2, 1)]))
+    np.testing.assert_array_equal(numbered.graph, matrix)
+    assert numbered.names == ()
+
+
+@pytest.mark.parametrize(
+    ("graph", "names", "message"),
+    [
+        ([[0, 1], [1, 0]], None, "graph must be acyclic, got a cycle among features"),
+        ([[1]], None, "graph must be acyclic"),
+        ([("a", "b"), ("b", "a")], None, "graph must be acyclic"),
+        ([[0, 1]], None, r"graph must be square .* got shape \(1, 2\)"),
+        ([[0, 0.5], [0, 0]], None, "0 and 1"),
+        ([], None, "graph must be square"),
+        ("ab", None, "graph must be"),
+        ([[0, 0], [1, 0]], ("a",), "names must be 2"),
+        ([[0, 0], [1, 0]], ("a", "a"), "different strings"),
+        ([("a", "b")], ("a", "c"), "names must hold every feature"),
+        ({1.5: ["a"]}, None, "name features by strings"),
+        (DiGraph([0, 2], []), None, r"features 0, …, n - 1"),
+    ],
+)
+def test_bad_graphs_are_refused(unchecked, graph, names, message):
+    with pytest.raises(ValueError, match=message):
+        CausalFlow(graph, names)
+
+
+def test_bad_input_is_refused(unchecked, flow, samples):
+    plain, key = CausalFlow(MODEL.graph, width=8), jax.random.key(0)
+    for ask in (
+        lambda: plain.sample(key, 3),
+        lambda: plain.noises(samples[:3]),
+        lambda: plain(jnp.zeros(3)),
+        lambda: plain.save("nowhere"),
+    ):
+        with pytest.raises(ValueError, match="has not been fitted"):
+            ask()
+    broken = samples[:500].copy()
+    broken[7, 1] = np.nan
+    constant = samples[:500].copy()
+    constant[:, 2] = 1.0
+    cases = [
+        (lambda: plain.fit(samples[:, :2], key), r"x must have shape \[N, 3\]"),
+        (lambda: plain.fit(broken, key), "x must be finite"),
+        (lambda: plain.fit(constant, key), r"features \[2\] are constant"),
+        (lambda: plain.fit(samples[:20], key), "at least 30 samples"),
+        (lambda: plain.fit(samples, key, steps=0), "steps must be a positive integer"),
+        (lambda: plain.fit(samples, key, batch=-1), "batch must be a positive integer"),
+        (lambda: plain.fit(samples, key, rate=0.0), "rate must be positive"),
+        (lambda: plain.fit(samples, key, held_out=samples[:9, :1]), "held_out must have shape"),
+        (lambda: flow.do("x", 1.0).fit(samples, key), "has not been intervened on"),
+        (lambda: CausalFlow(MODEL.graph, width=0), "width must be a positive integer"),
+        (lambda: flow.noises(samples[:3, :2]), r"x must be one sample \[3\] or many"),
+        (lambda: flow.noises(broken[:9]), "x must be finite"),
+        (lambda: flow.sample(key, 0), "n must be a positive integer"),
+        (lambda: flow.do("w", 1.0), "index must name one of"),
+        (lambda: flow.do({3: 1.0}), "index must be an index"),
+        (lambda: flow.do({"x": 1.0, 0: 2.0}), "each feature once"),
+        (lambda: flow.do("x", np.nan), "must be finite"),
+        (lambda: flow.do("x"), "takes a feature and its value"),
+        (lambda: flow(jnp.zeros(2)), r"noise must have shape \(3,\)"),
+        (lambda: flow.do("x", 1.0).save("nowhere"), "interventions are not written"),
+    ]
+    for ask, message in cases:
+        with pytest.raises(ValueError, match=message):
+            ask()
+
+
+def test_a_saved_flow_comes_back_and_a_damaged_one_does_not(flow, samples, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    flow.save(path)
+    again = CausalFlow.load(path)
+    assert again.names == NAMES and again.sizes == flow.sizes
+    close(again.noises(samples[:9]), flow.noises(samples[:9]), 0)
+    assert [p.name for p in tmp_path.iterdir()] == ["flow.safetensors"]
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+
+    def with_facts(**change):
+        facts = {**json.loads(header["__metadata__"]["cdelta.CausalFlow"]), **change}
+        text = {**header, "__metadata__": {"cdelta.CausalFlow": json.dumps(facts)}}
+        new = json.dumps(text).encode()
+        return len(new).to_bytes(8, "little") + new + whole[8 + size :]
+
+    spoilt = np.frombuffer(whole[8 + size :], np.float32).copy()
+    spoilt[0] = np.nan
+    for content, message in (
+        (whole[: len(whole) // 2], "damaged"),
+        (b"", "damaged"),
+        (whole[:8] + b"x" + whole[9:], "damaged"),
+        (with_facts(format=99), "format 99"),
+        (with_facts(graph=[[0, 1], [1, 0]]), "damaged"),
+        (with_facts(graph=[[0]], names=["x"]), "damaged"),
+        (with_facts(sizes=[9, 2, 24]), "not those of its graph"),
+        (whole[: 8 + size] + spoilt.tobytes(), "finite"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=message):
+            CausalFlow.load(path)
+    with pytest.raises(OSError, match="missing"):
+        CausalFlow.load(tmp_path / "missing")
+
+
+def test_half_and_double_precision_and_transformations(flow, samples):
+    noise = np.asarray(flow.noises(samples[0]))
+    assert flow.noises(samples[0].astype(np.float64)).dtype == np.float64
+    assert flow(jnp.asarray(noise, jnp.float16)).dtype == np.float16
+    swept = jax.vmap(lambda v: flow.do("z", v)(noise))(jnp.linspace(-1, 1, 3))
+    close(swept[2], flow.do("z", 1.0)(noise), 1e-6)
+    slope = jax.grad(lambda v: flow.do("z", v)(noise)[1])(0.5)
+    close(slope, -0.3, 0.05)  # 0.5 - 0.8: the total effect of z on y
+    leaves, structure = jax.tree.flatten(flow.do("z", 1.0))
+    close(jax.tree.unflatten(structure, leaves)(noise), flow.do("z", 1.0)(noise), 0)
+
+
+def test_do_agrees_with_another_library(samples):
+    gcm = pytest.importorskip("dowhy.gcm")
+    networkx, pandas = pytest.importorskip("networkx"), pytest.importorskip("pandas")
+    model = gcm.InvertibleStructuralCausalModel(
+        networkx.DiGraph([("z", "x"), ("x", "y"), ("z", "y")])
+    )
+    frame = pandas.DataFrame(samples[:4000], columns=list(NAMES))
+    gcm.auto.assign_causal_mechanisms(model, frame)
+    gcm.fit(model, frame)
+    theirs = gcm.counterfactual_samples(model, {"x": lambda _: 2.0}, observed_data=frame[:20])
+    flow = CausalFlow(MODEL.graph, NAMES, width=8).fit(samples[:4000], jax.random.key(1), **SMALL)
+    close(flow.counterfactual(samples[:20], {"x": 2.0}), theirs[list(NAMES)].to_numpy(), 0.1)
