@@ -1,6 +1,7 @@
 r"""The flow of one feature given the values of its causes: a scalar equation, played forwards and
 backwards."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ def untrained(
         width, layers = sizes
         widths = [inputs, *[width] * layers, outputs]
         return tuple((jnp.zeros((n, a, b), jnp.float32), jnp.zeros((n, b), jnp.float32))
-                     for a, b in zip(widths, widths[1:], strict=False))  # fmt: skip
+                     for a, b in itertools.pairwise(widths))  # fmt: skip
 
     arrays = [jnp.asarray(a, jnp.float32)
               for a in (parents, np.eye(n), center, scale, linear, constant, spread)]  # fmt: skip

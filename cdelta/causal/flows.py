@@ -32,7 +32,8 @@ class CausalFlow(_Model):
     (C12).
 
     .. math:: \frac{dx_k}{dt} = v_k(t, x_k \mid x_{\text{pa}(k)}), \qquad
-        v_k = E\bigl[x_k - \varepsilon_k \bigm| (1-t)\,\varepsilon_k + t\,x_k,\; x_{\text{pa}(k)}\bigr]
+        v_k = E\bigl[x_k - \varepsilon_k \bigm| x_{k,t},\, x_{\text{pa}(k)}\bigr], \qquad
+        x_{k,t} = (1-t)\,\varepsilon_k + t\,x_k,
 
     in causal order, the noises :math:`\varepsilon_k` at :math:`t = 0` standard normal. Stacked,
     these flows are the increasing triangular (Knothe–Rosenblatt) map; it is the structural model
@@ -266,7 +267,7 @@ class CausalFlow(_Model):
         try:
             with safe_open(path, "np") as file:
                 facts = json.loads((file.metadata() or {})["cdelta.CausalFlow"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                weights = {name: file.get_tensor(name) for name in file.keys()}
             if facts["format"] != _FORMAT:
                 raise OSError(
                     f"{path} has format {facts['format']!r}; this version reads {_FORMAT}"
