@@ -12,7 +12,11 @@ from cdelta import causal
 from cdelta.causal import CausalFlow, Shift
 
 # columns not in causal order: 2 -> 0 -> 1, 2 -> 1
-MODEL = causal.LinearSCM([[0, 0, 0.8], [-1.0, 0, 0.5], [0, 0, 0]], [0.5, 0.7, 1.0], [1, 0, -2])
+MODEL = causal.LinearSCM(
+    np.array([[0, 0, 0.8], [-1.0, 0, 0.5], [0, 0, 0]]),
+    np.array([0.5, 0.7, 1.0]),
+    np.array([1.0, 0, -2]),
+)
 NAMES = ("x", "y", "z")
 SMALL = {"steps": 150, "batch": 128}
 
