@@ -128,3 +128,44 @@ def test_sets_of_two_dtypes_under_strict_promotion():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_mean_and_its_error():
+    found = quality.average(np.array([1.0, 2.0, 4.0, 5.0]))
+    assert found.value == 3 and found.stderr == pytest.approx(np.sqrt(10 / 3 / 4))
+
+
+def test_pixels_as_a_share_of_their_span():
+    x = RNG.uniform(-1, 1, size=(3, 4, 5, 2))
+    y = x.copy()
+    y[1] += 0.1
+    y[2, 0, 0, 0] -= 0.4
+    np.testing.assert_allclose(quality.pixel_error(x, y), [0, 0.05, 0.4 / 40 / 2], atol=1e-12)
+    np.testing.assert_allclose(quality.pixel_error(x, y, 1.0)[1], 0.1, atol=1e-12)
+
+
+def test_composition_counts_what_a_cycle_adds():
+    x = RNG.uniform(size=(3, 4, 4))
+    np.testing.assert_allclose(quality.composition(lambda x: x, x, 10), 0)
+    once = quality.composition(lambda x: x + 0.02, x)
+    np.testing.assert_allclose(once, 255 * 0.01, atol=1e-9)
+    np.testing.assert_allclose(quality.composition(lambda x: x + 0.02, x, 10), once, atol=1e-9)
+    # what cancels is not counted, what is there once is shared out
+    np.testing.assert_allclose(quality.composition(lambda x: -x, x, 2), 0)
+    to_zero = quality.composition(lambda x: 0 * x, x, 4, span=1.0)
+    np.testing.assert_allclose(to_zero, 255 / 4 * x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: quality.average(np.ones(1)), "values must be two or more"),
+        (lambda: quality.average(np.array([1.0, np.nan])), "values must be finite"),
+        (lambda: quality.pixel_error(np.ones((2, 3)), np.ones((3, 3))), "equally many"),
+        (lambda: quality.pixel_error(np.ones((2, 3)), np.ones((2, 3)), 0.0), "span must be"),
+        (lambda: quality.composition(lambda x: x, np.ones((2, 3)), 0), "cycles must be"),
+    ],
+)
+def test_refusals_of_errors_of_images(call, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        call()

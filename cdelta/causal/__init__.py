@@ -11,6 +11,7 @@ from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, effect, frame_turn, local_effects
 from cdelta.causal.flows import CausalFlow
 from cdelta.causal.graphs import collider, common_cause, mediator
+from cdelta.causal.images import ImageModel, Noises
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
 from cdelta.causal.paths import follow, steer
 from cdelta.causal.published import PUBLISHED, published
@@ -21,7 +22,9 @@ __all__ = [
     "SCM",
     "CausalFlow",
     "FrameTurn",
+    "ImageModel",
     "LinearSCM",
+    "Noises",
     "Shift",
     "causal_order",
     "collider",

@@ -81,6 +81,14 @@ def steer(
                    max_steps)  # fmt: skip
 
 
+def lift(rows: Float[Array, " k *shape"], change: Float[Array, " k"]) -> Float[Array, " *shape"]:
+    r"""The smallest move of a latent that changes features to first order as asked,
+    :math:`J^{+} \text{change}`, from their gradients, ``rows``."""
+    basis, triangle = jnp.linalg.qr(rows.reshape(len(rows), -1).T)  # J⁺ = q r⁻ᵀ
+    step = basis @ jax.scipy.linalg.solve_triangular(triangle, change, trans="T")
+    return step.reshape(rows.shape[1:])
+
+
 def _looked_at(f: Callable, x0: ArrayLike) -> tuple[Callable, Array, int]:
     x0 = _check.as_float("x0", x0)
     _check.finite("x0", x0)
@@ -138,9 +146,7 @@ def _walk(
 
     def shortest(s, x, _):
         rows = jacobian.rows(lambda x: f(x)[chosen], x).reshape(len(features), -1)
-        basis, triangle = jnp.linalg.qr(rows.T)  # J⁺ = q r⁻ᵀ
-        step = basis @ jax.scipy.linalg.solve_triangular(triangle, change, trans="T")
-        return step.reshape(x.shape)
+        return lift(rows, change).reshape(x.shape)
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(shortest if order is None else along_frame),

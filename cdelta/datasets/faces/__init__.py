@@ -11,6 +11,7 @@ out, so that code for CelebA runs on them unchanged.
 
 from cdelta.datasets.faces.files import write_celeba
 from cdelta.datasets.faces.painter import NUISANCES, render
+from cdelta.datasets.faces.reading import Reading, read
 from cdelta.datasets.faces.samples import (
     Face,
     Labelled,
@@ -28,12 +29,14 @@ __all__ = [
     "NUISANCES",
     "Face",
     "Labelled",
+    "Reading",
     "Structure",
     "dataset",
     "face",
     "jacobian",
     "model",
     "noises",
+    "read",
     "render",
     "sample",
     "write_celeba",
