@@ -91,9 +91,9 @@ class ImageModel:
             y_K(s) = (1 - s)\, y_K + s\, y^*_K
 
         with s running through ``steps`` equal steps. Each takes the Jacobian once, where it begins,
-        and aims at a point of the straight line from where it is; ``corrections`` more such moves
-        with the same Jacobian bring it there. The equation of :func:`cdelta.causal.steer` is the
-        limit of many steps.
+        and aims at a point of the straight line from where it is; ``corrections`` more moves in the
+        span of the same gradients, by Broyden's method, bring it there. The equation of
+        :func:`cdelta.causal.steer` is the limit of many steps.
 
         Raises ValueError when a target is not one value an image, and when images miss theirs.
         """
@@ -120,7 +120,7 @@ class ImageModel:
 
         Raises ValueError as :meth:`~ImageModel.steer`, and when k is not in order.
         """
-        n = len(self._attributes(noises))
+        n = self._attributes(noises).size
         order, k = _check.indices("order", order, n), _check.index("k", k, n)
         if k not in order:
             raise ValueError(f"order must hold the attribute k = {k}, got {order}")
@@ -148,7 +148,7 @@ class ImageModel:
         iterations = _check.count("iterations", iterations)
         return self._moved(noises, to, functools.partial(_pushed, direction, k, iterations))
 
-    def _attributes(self, noises: Noises) -> Array:
+    def _attributes(self, noises: Noises) -> jax.ShapeDtypeStruct:
         one = jax.ShapeDtypeStruct(noises.latents.shape[1:], noises.latents.dtype)
         out = jax.eval_shape(self.readout, one)
         if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
@@ -244,6 +244,18 @@ def _lifted(features: tuple[int, ...], latents: Array, rows: Array, change: Arra
     return latents + jax.vmap(lift)(rows[:, jnp.asarray(features)], change)
 
 
+@jax.jit
+@jax.vmap
+def _corrected(slope: Array, move: Array, way: Array, off: Array, before: Array) -> tuple:
+    """Broyden's update of a slope by what a move changed, and the next move against what is off."""
+    length = move @ move
+    gap = off - before - slope @ move
+    # what rounding has changed says nothing of slopes
+    told = length > jnp.finfo(move.dtype).eps * (way @ way)
+    slope = slope + jnp.where(told, jnp.outer(gap, move) / jnp.where(told, length, 1), 0)
+    return slope, -jnp.linalg.solve(slope, off)
+
+
 # Not one program: on a CPU a reverse pass inside a loop is slow, and unrolled it compiles for long.
 def _steered(
     features: tuple[int, ...],
@@ -261,10 +273,14 @@ def _steered(
         if s == 1:
             start = values[:, chosen]
         aim = start + (to - start) * (s / steps)
-        z = _lifted(features, z, rows, aim - values[:, chosen])
+        # z + J⁺ c moves the features by c to first order; Broyden's method finds c for them all
+        c = move = aim - values[:, chosen]
+        before, slope = -c, jnp.stack([jnp.eye(len(features), dtype=c.dtype)] * len(c))
         for _ in range(corrections):
-            now = _values(flow, readout, z, rest)[:, chosen]
-            z = _lifted(features, z, rows, aim - now)
+            off = _values(flow, readout, _lifted(features, z, rows, c), rest)[:, chosen] - aim
+            slope, move = _corrected(slope, move, c, off, before)
+            before, c = off, c + move
+        z = _lifted(features, z, rows, c)
     return z, _missed(start, _values(flow, readout, z, rest)[:, chosen], to)
 
 
