@@ -51,7 +51,9 @@ def read(
     iterations = _check.count("iterations", iterations)
     if not prior >= 0:
         raise ValueError(f"prior must not be negative, got {prior}")
-    p, distance = _read(images, start.astype(images.dtype), iterations, prior)
+    p, distance = _read(
+        images, start.astype(images.dtype), iterations, jnp.asarray(prior, images.dtype)
+    )
     return Reading(p[:, : len(ATTRIBUTES)], p[:, len(ATTRIBUTES) :], distance)
 
 
@@ -73,7 +75,11 @@ def _read(images: Array, start: Array, iterations: int, prior: Array) -> tuple[A
             columns, residual = jax.jacfwd(twice, has_aux=True)(p)
             pull = prior * (p - start)
             loss = residual @ residual + pull @ (p - start)
-            return loss, columns.T @ residual + pull, columns.T @ columns + prior * jnp.eye(p.size)
+            return (
+                loss,
+                columns.T @ residual + pull,
+                columns.T @ columns + prior * jnp.eye(p.size, dtype=p.dtype),
+            )
 
         def step(state, _):
             p, damping, best, tried = state
