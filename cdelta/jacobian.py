@@ -101,6 +101,55 @@ def values_and_rows(
     return values, gradients.reshape(*values.shape, *x0.shape)
 
 
+def reach(
+    f: Callable[[Array], Array],
+    x0: Float[ArrayLike, "*shape"],
+    direction: Float[ArrayLike, "*shape"],
+    distances: Float[ArrayLike, " m"],
+    miss: float = 0.1,
+) -> Float[Array, ""]:
+    r"""How far from x0 a wiggle's straight line holds: the first distance along a direction at
+    which it is off by the share ``miss`` of the change that it says (L9).
+
+    .. math:: \min\Bigl\{ s : \frac{\|f(x_0 + s u) - f(x_0) - s\,J u\|}{\|s\,J u\|}
+        \ge \text{miss} \Bigr\}, \qquad u = \frac{\text{direction}}{\|\text{direction}\|}
+
+    The error is looked at in the given ``distances``, increasing numbers. Between two of them, and
+    with x0 itself (where it is zero), its share is taken to be a power of s, and before the first
+    one proportional to s, as it is where f bends. Infinite where the line still holds at the last,
+    0 where :math:`J u = 0` and yet f moves.
+
+    The result is a scalar. Raises ValueError when shapes disagree, for distances that are not
+    positive and increasing, and for a miss that is not positive. NaN where the direction is zero
+    or f does not move at all.
+    """
+    x0, direction = _check.as_float("x0", x0), _check.as_float("direction", direction)
+    _check.shape("direction", direction, x0.shape, " of x0")
+    if not miss > 0:
+        raise ValueError(f"miss must be positive, got {miss}")
+    s = _check.as_float("distances", distances).astype(x0.dtype)
+    if s.ndim != 1 or not s.size:
+        raise ValueError(f"distances must be numbers [m], got shape {s.shape}")
+    if _check.concrete(s) and not (np.diff(np.asarray(s), prepend=0) > 0).all():
+        raise ValueError(f"distances must be positive and increase, got {np.asarray(s)}")
+    unit = direction / jnp.linalg.norm(direction)
+    values, slope = values_and_jvp(f, x0, unit)
+
+    def share(s: Array) -> Array:
+        off = f(x0 + s * unit) - values - s * slope
+        return jnp.linalg.norm(off) / jnp.linalg.norm(s * slope)
+
+    shares = jax.lax.map(share, s)  # one after the other: an image flow's memory is not multiplied
+    over = shares >= miss
+    i = over.argmax()  # the first
+    logs, log_s = jnp.log(jnp.maximum(shares, jnp.finfo(s.dtype).tiny)), jnp.log(s)
+    before = jnp.maximum(i - 1, 0)
+    power = jnp.where(i > 0, (logs[i] - logs[before]) / (log_s[i] - log_s[before]), 1.0)
+    found = jnp.exp(log_s[i] + (jnp.log(miss) - logs[i]) / jnp.where(i > 0, power, 1.0))
+    known = jnp.where(over.any(), found, jnp.inf)
+    return jnp.where(jnp.isnan(shares).any(), jnp.nan, known)
+
+
 def _point_and_probe(x0, probe):
     x0, probe = _check.as_float("x0", x0), _check.as_float("probe", probe)
     if probe.shape[probe.ndim - x0.ndim :] != x0.shape or probe.ndim - x0.ndim not in (0, 1):

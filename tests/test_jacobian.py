@@ -139,3 +139,40 @@ def test_products_work_under_jit_and_vmap():
 def test_bad_input_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_straight_line_reaches_as_far_as_the_second_order_says():
+    """f = (s, c s²) along the first axis: the line is off by c s of what it says."""
+    for bend in (0.02, 0.3, 50.0):  # within the distances, and before the first of them
+        f = lambda x, c=bend: jnp.stack([x[0], c * x[0] ** 2, x[1] ** 3])  # noqa: E731
+        grid = jnp.logspace(-1, 2, 25)
+        found = jacobian.reach(f, jnp.zeros(2), jnp.array([3.0, 0.0]), grid)
+        np.testing.assert_allclose(found, 0.1 / bend, rtol=1e-6)
+        half = jacobian.reach(f, jnp.zeros(2), jnp.array([-1.0, 0.0]), grid, 0.05)
+        np.testing.assert_allclose(half, 0.05 / bend, rtol=1e-6)
+
+
+def test_a_straight_line_is_off_first_where_it_is_off_first():
+    """It leaves, comes back and leaves again; and of a linear map it never leaves."""
+    wave = lambda x: jnp.stack([x[0], jnp.sin(x[0]) ** 2])  # noqa: E731
+    grid = jnp.linspace(0.01, 10, 2000)
+    found = jacobian.reach(wave, jnp.zeros(1), jnp.ones(1), grid)
+    np.testing.assert_allclose(jnp.sin(found) ** 2 / found, 0.1, rtol=1e-4)
+    assert 0.05 < found < 0.2
+    assert jacobian.reach(lambda x: 3 * x, jnp.ones(2), jnp.ones(2), grid) == jnp.inf
+    assert jacobian.reach(lambda x: x[:1] ** 2, jnp.zeros(2), jnp.ones(2), grid) == 0
+    assert jnp.isnan(jacobian.reach(lambda x: 0 * x, jnp.zeros(2), jnp.ones(2), grid))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((jnp.zeros(2), jnp.zeros(3), jnp.ones(1)), "direction must have shape"),
+        ((jnp.zeros(2), jnp.ones(2), jnp.array([2.0, 1.0])), "distances must be positive and"),
+        ((jnp.zeros(2), jnp.ones(2), jnp.ones((1, 1))), "distances must be numbers"),
+        ((jnp.zeros(2), jnp.ones(2), jnp.ones(1), 0.0), "miss must be positive, got 0"),
+    ],
+)
+def test_reach_refuses(unchecked, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        jacobian.reach(lambda x: x, *arguments)
