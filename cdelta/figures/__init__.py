@@ -12,7 +12,7 @@ one.
 
 from cdelta.figures.moving import LIMIT, Layer, movable
 from cdelta.figures.page import show, table, tex
-from cdelta.figures.plots import arrows, colorbar, ellipse, ellipse_points, images, matrix
+from cdelta.figures.plots import arrows, blocks, colorbar, ellipse, ellipse_points, images, matrix
 from cdelta.figures.style import (
     BLUE,
     DIVERGING,
@@ -45,6 +45,7 @@ __all__ = [
     "WIDTH",
     "Layer",
     "arrows",
+    "blocks",
     "colorbar",
     "ellipse",
     "ellipse_points",

@@ -58,6 +58,7 @@ def movable(
     alt: str,
     readout: Sequence[str] | None = None,
     start: int = 0,
+    switch: str | None = None,
     opening: bool = False,
 ) -> None:
     r"""Display a figure that the reader moves: a slider runs through precomputed frames, offline
@@ -66,7 +67,11 @@ def movable(
     ``fig`` holds what stays (axes, their limits, background); each of ``layers`` has one entry of
     ``frames`` for each of the slider's ``values`` (numbers). ``label`` names the slider (plain
     text); ``readout[f]`` is the text beside it, by default "label = value". Frame ``start`` is
-    shown first, and where there is no JavaScript. ``opening`` is as for :func:`show`.
+    shown first, and where there is no JavaScript.
+
+    ``switch`` adds a box to tick, with this text: then every layer has twice as many ``frames``
+    (and ``readout`` as many texts), first those of the empty box, then those of the ticked one.
+    ``opening`` is as for :func:`show`.
 
     Raises ValueError when a layer's frames do not match ``values`` in number, hold a wrong shape or
     NaN, when ``start`` is not a frame, when caption or alt is empty, or when the figure would take
@@ -77,19 +82,18 @@ def movable(
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be a list of at least two numbers, got shape {values.shape}")
     count = len(values)
+    frames = count if switch is None else 2 * count
+    each = f"each of the {count} values" + ("" if switch is None else ", off and on")
     if readout is None:
-        readout = [f"{label} = {value:.2f}" for value in values]
-    if len(readout) != count:
-        raise ValueError(
-            f"readout must have one text for each of the {count} values, got {len(readout)}"
-        )
+        readout = [f"{label} = {value:.2f}" for value in values] * (frames // count)
+    if len(readout) != frames:
+        raise ValueError(f"readout must have one text for {each}, got {len(readout)}")
     if not 0 <= start < count:
         raise ValueError(f"start must be a frame from 0 to {count - 1}, got {start}")
     for number, layer in enumerate(layers):
-        if len(layer.frames) != count:
+        if len(layer.frames) != frames:
             raise ValueError(
-                f"layers[{number}] must have one frame for each of the {count} values, "
-                f"got {len(layer.frames)}"
+                f"layers[{number}] must have one frame for {each}, got {len(layer.frames)}"
             )
 
     _hold_places(layers)
@@ -105,7 +109,9 @@ def movable(
         return svg
 
     svg, prefix = drawn(fig, alt, caption, moving)
-    page = framed(prefix, svg, _controls(prefix, label, readout, start, paths), caption)
+    page = framed(
+        prefix, svg, _controls(prefix, label, readout, start, paths, count, switch), caption
+    )
     size = len(page.encode())
     if size > LIMIT:
         raise ValueError(
@@ -128,10 +134,23 @@ def _hold_places(layers: Sequence[Layer]) -> None:
 
 
 def _controls(
-    prefix: str, label: str, readout: Sequence[str], start: int, paths: list[list[str]]
+    prefix: str,
+    label: str,
+    readout: Sequence[str],
+    start: int,
+    paths: list[list[str]],
+    count: int,
+    switch: str | None,
 ) -> str:
-    """Button, slider and readout, hidden until the script shows them; the frames; the script."""
+    """Button, slider, switch and readout, hidden until the script shows them; the frames; the
+    script."""
     name, now = html.escape(label), html.escape(readout[start])
+    box = (
+        ""
+        if switch is None
+        else '<label style="flex:none"><input type="checkbox" autocomplete="off">'
+        f"<span>{html.escape(switch)}</span></label>"
+    )
     frames = json.dumps(
         {"d": paths, "text": list(readout)}, separators=(",", ":"), ensure_ascii=False
     )
@@ -140,8 +159,9 @@ def _controls(
         '<div class="cd-controls" hidden>'
         '<button type="button" aria-label="Play" aria-pressed="false">▶</button>'
         f"<label><span>{name}</span>"
-        f'<input type="range" min="0" max="{len(readout) - 1}" step="1" value="{start}" '
+        f'<input type="range" min="0" max="{count - 1}" step="1" value="{start}" '
         f'autocomplete="off" aria-label="{name}" aria-valuetext="{now}"></label>'
+        f"{box}"
         f'<output aria-live="off">{now}</output></div>'
         f'<script type="application/json">{frames}</script>'
         f"<script>{_slider().replace('PREFIX', prefix)}</script>"

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
-from cdelta.figures.style import THEMED
+from cdelta.figures.style import SMALLEST, THEMED
 
 # What the figure needs where the book's style sheet is not: in a notebook
 _INLINE = (
@@ -86,6 +87,12 @@ def drawn(
     ``edit`` may change matplotlib's SVG while the figure still has its layout; ``salt`` tells
     figures of the same drawing apart.
     """
+    for text in fig.findobj(Text):
+        if text.get_visible() and text.get_text() and text.get_fontsize() < SMALLEST:
+            raise ValueError(
+                f"text in a figure must have at least {SMALLEST} points, "
+                f"got {text.get_fontsize():g} of {text.get_text()!r}"
+            )
     # The constrained layout needs a second pass to settle: without this one the file would depend
     # on whether the figure had been drawn before.
     fig.draw_without_rendering()

@@ -11,7 +11,7 @@ from matplotlib.patches import Polygon
 from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
-from cdelta.figures.style import BLUE, DIVERGING
+from cdelta.figures.style import BLUE, DIVERGING, PAPER, SMALLEST
 
 
 def matrix(
@@ -49,7 +49,12 @@ def matrix(
         for (i, j), value in np.ndenumerate(values):
             error = "" if stderr is None else f"\n±{np.asarray(stderr)[i, j]:{form}}"
             text = f"{value:{form}}{error}".replace("-", "−")
-            ax.text(j, i, text, ha="center", va="center", fontsize=8.5)
+            # on a strong colour text would be hard to read, in one of the themes at least
+            strong = dict(boxstyle="round,pad=0.15", facecolor=PAPER, alpha=0.8, linewidth=0)
+            ax.text(
+                j, i, text, ha="center", va="center", fontsize=SMALLEST,
+                bbox=strong if abs(value) > 0.3 * limit else None,
+            )  # fmt: skip
     return image
 
 
@@ -92,6 +97,30 @@ def images(
         if titles is not None:
             ax.set_title(titles[number])
     return image
+
+
+def blocks(mask: ArrayLike) -> np.ndarray:
+    """Rectangles that cover the true pixels of ``mask [height, width]`` and no others, as the frame
+    of an "area": ``[n, 4, 2]``, in the coordinates in which pixel (i, j) has its middle at
+    x = j, y = i.
+
+    A run of pixels in a row is one rectangle, and runs that repeat in the rows below are one with
+    it. Raises ValueError when the mask is not two-dimensional.
+    """
+    mask = np.asarray(mask, dtype=bool)
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [height, width], got shape {mask.shape}")
+    edges = np.diff(np.pad(mask, ((0, 1), (1, 1))).astype(int), axis=1)
+    open_runs: dict[tuple[int, int], int] = {}  # (first, last + 1) to the row where it began
+    found = []
+    for row, edge in enumerate(edges):
+        runs = set(zip(np.flatnonzero(edge == 1), np.flatnonzero(edge == -1), strict=True))
+        for run in sorted(set(open_runs) - runs):
+            (left, right), top = run, open_runs.pop(run)
+            found.append([[left, top], [right, top], [right, row], [left, row]])
+        for run in runs:
+            open_runs.setdefault(run, row)
+    return np.array(found, dtype=float).reshape(-1, 4, 2) - 0.5
 
 
 def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:

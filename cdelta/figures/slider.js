@@ -3,8 +3,8 @@
 (() => {
   const figure = document.getElementById("PREFIX");
   const frames = JSON.parse(figure.querySelector("script").textContent);
-  const slider = figure.querySelector("input"), text = figure.querySelector("output");
-  const play = figure.querySelector("button");
+  const slider = figure.querySelector("input[type=range]"), text = figure.querySelector("output");
+  const play = figure.querySelector("button"), box = figure.querySelector("input[type=checkbox]");
   const paths = frames.d.map((_, i) => document.getElementById("PREFIX-path-" + i));
   const say = (sign, label, pressed) => {
     play.textContent = sign;
@@ -13,7 +13,8 @@
   };
   let timer = null;
   const draw = () => {
-    const f = +slider.value;
+    // the frames of the ticked box follow those of the empty one
+    const f = +slider.value + (box?.checked ? +slider.max + 1 : 0);
     paths.forEach((path, i) => path.setAttribute("d", frames.d[i][f]));
     text.textContent = frames.text[f];
     slider.setAttribute("aria-valuetext", frames.text[f]);
@@ -38,6 +39,7 @@
     stop();
     draw();
   });
+  box?.addEventListener("change", draw);
   play.hidden = matchMedia("(prefers-reduced-motion: reduce)").matches;
   figure.querySelector(".cd-controls").hidden = false;
   draw();

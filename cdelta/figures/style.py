@@ -35,6 +35,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 SEQUENTIAL = LinearSegmentedColormap.from_list("cd-sequential", [BLUE + "00", BLUE])
 
+SMALLEST = 9  # points, of any text in a figure
 WIDTH = 7.2  # inches: the page's text width
 
 

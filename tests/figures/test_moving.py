@@ -161,6 +161,53 @@ def test_the_slider_moves_the_figure_in_a_browser(shown, tmp_path):
     assert ended["value"] == "2" and ended["d"] == list(paths[:, 2])
 
 
+def switched(**changes):
+    """A point of two frames, and the same twice as high when the box is ticked."""
+    fig, ax = plt.subplots()
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    points = [[[x, y]] for y in (4.0, 8.0) for x in (2.0, 6.0)]
+    options = {"label": "t", "caption": "c", "alt": "a", "switch": "hold <it>", **changes}
+    figures.movable(fig, [figures.Layer(ax, "points", points)], [0, 1], **options)
+
+
+def test_a_switch_shows_the_second_half_of_the_frames(shown, tmp_path):
+    assert CHROMIUM, "this test needs a Chromium, as the README says"
+    switched(readout=["a", "b", "a held", "b held"])
+    assert "<span>hold &lt;it&gt;</span>" in shown[0] and 'max="1"' in shown[0]
+    script = r"""
+    const find = name => document.querySelector("figure " + name), seen = [];
+    const path = find("path[id$=path-0]"), text = find("output");
+    const state = () => seen.push([path.getAttribute("d"), text.textContent]);
+    const slider = find("input[type=range]"), box = find("input[type=checkbox]");
+    state();
+    box.click(); state();
+    slider.value = 1; slider.dispatchEvent(new Event("input")); state();
+    box.click(); state();
+    const out = document.createElement("pre");
+    out.id = "seen"; out.textContent = JSON.stringify(seen);
+    document.body.append(out);
+    """
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+    (paths,), texts = (frames(shown[0])[name] for name in ("d", "text"))
+    assert seen == [[paths[i], texts[i]] for i in (0, 2, 3, 1)] and len(set(paths)) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_switch_needs_twice_the_frames(shown):
+    with pytest.raises(ValueError, match="each of the 2 values, got 4"):
+        switched(switch=None)
+    with pytest.raises(ValueError, match="one text for each of the 2 values, off and on, got 2"):
+        switched(readout=["a", "b"])
+    assert shown == []
+
+
 def test_moving_ellipses_are_images_of_the_circle(shown):
     """Each drawn arc's centre, half-axes and direction give back J Jᵀ, whatever the axes'
     scales."""

@@ -60,3 +60,20 @@ def test_numbers_stand_in_their_cells_and_images_on_one_scale():
     _, axes = plt.subplots(1, 2)
     figures.images(axes, stack - 1, diverging=True)
     assert [ax.get_images()[0].get_clim() for ax in axes] == [(-2, 2)] * 2
+
+
+def test_blocks_cover_a_mask_once():
+    """Painting the rectangles gives the mask back, each pixel once; a block is one rectangle."""
+    rng = np.random.default_rng(0)
+    for density in (0.0, 0.3, 0.7, 1.0):
+        mask = rng.random((9, 7)) < density
+        painted = np.zeros(mask.shape, int)
+        for corners in figures.blocks(mask) + 0.5:
+            (left, top), (right, bottom) = corners.min(0).astype(int), corners.max(0).astype(int)
+            painted[top:bottom, left:right] += 1
+        np.testing.assert_array_equal(painted, mask)
+    assert figures.blocks(np.ones((4, 5))).tolist() == [
+        [[-0.5, -0.5], [4.5, -0.5], [4.5, 3.5], [-0.5, 3.5]]
+    ]
+    with pytest.raises(ValueError, match=r"\[height, width\], got shape \(3,\)"):
+        figures.blocks(np.ones(3))
