@@ -572,15 +572,67 @@ def filtered_moment(
             f"threshold {threshold:g} keeps none of the {len(differences)} wiggles: the smallest "
             f"change of features {labels.shown(held)} is {sizes.min():.3g}"
         )
-    sums = Sums.zero(kept.shape[1])
-    blocks = len(sums.count)
-    for block in range(min(blocks, len(kept))):
-        group = kept[block::blocks]
+    return _second_moment(kept[:, :, None], labels)
+
+
+def from_wiggles(
+    wiggles: Float[ArrayLike, "N n"] | Any, *, names: Sequence[str] | None = None
+) -> Moment:
+    r"""The wiggles' moment from wiggles that are already there, computed by whatever program.
+
+    .. math:: \frac{1}{N} \sum_s \Delta_s \Delta_s^{\mathsf T}, \qquad \Delta_s = J(x_s)\, z_s
+
+    ``wiggles`` ``[N, n]``, one a row: the change of all features along one random direction z
+    with E[z zᵀ] = I, at one random latent x ~ N(0, I), both drawn anew for each row; or a data
+    frame, or a mapping from names to ``[N]``. Differences at a step ε are to be divided by ε;
+    directions of unit length give 1/d of the moment. Rows that share a latent are not independent,
+    and the standard errors then too small. With features held: :func:`filtered_moment`.
+
+    Raises ValueError for arrays of another shape, and for entries that are not finite.
+    """
+    wiggles, labels = _feature_rows("wiggles", wiggles, names)
+    return _second_moment(wiggles[:, :, None], labels)
+
+
+def from_rows(
+    rows: Float[ArrayLike, "N n *shape"], *, names: Sequence[str] | None = None
+) -> Moment:
+    r"""The wiggles' moment from Jacobians that are already there, computed by whatever program.
+
+    .. math:: \frac{1}{N} \sum_s J_s J_s^{\mathsf T}
+
+    ``rows`` ``[N, n, *shape]``: at each of N independent latents x ~ N(0, I) the gradients of all n
+    features. Raises ValueError for arrays of another shape, and for entries that are not finite.
+    """
+    if not _check.concrete(rows):
+        raise ValueError("rows is traced: moments of samples are taken on the host")
+    rows = np.asarray(rows)
+    if rows.ndim < 3 or not rows.size:
+        raise ValueError(
+            f"rows must be Jacobians [N, n, *shape], n gradients of the latent's shape for each of "
+            f"N latents, got shape {rows.shape}; wiggles [N, n] go to from_wiggles"
+        )
+    if not (jnp.issubdtype(rows.dtype, jnp.floating) or rows.dtype.kind in "iu"):
+        raise ValueError(f"rows must hold real numbers, got dtype {rows.dtype}")
+    bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
+    if bad:
+        raise ValueError(
+            f"rows must be finite, got NaN or infinity at {len(bad)} latents of {len(rows)}, the "
+            f"first of them {bad[0]}"
+        )
+    return _second_moment(rows.reshape(*rows.shape[:2], -1), Labels.of(rows.shape[1], names))
+
+
+def _second_moment(factors: Float[np.ndarray, "N n m"], labels: Labels) -> Moment:
+    """The average of F Fᵀ over samples."""
+    sums = Sums.zero(labels.n)
+    blocks, squares = len(sums.count), 0.0
+    for block in range(min(blocks, len(factors))):
+        group = factors[block::blocks].astype(np.float64)  # a part at a time: rows can be large
         sums.count[block] = sums.weight[block] = len(group)
-        sums.matrix[block] = group.T @ group
-    return sums._replace(trace_squared=np.sum(np.sum(kept**2, axis=1) ** 2)).moment(
-        names=labels.names
-    )
+        sums.matrix[block] = np.tensordot(group, group, ([0, 2], [0, 2]))
+        squares += np.sum(np.sum(group**2, axis=(1, 2)) ** 2)
+    return sums._replace(trace_squared=np.asarray(squares)).moment(names=labels.names)
 
 
 def sample_moment(

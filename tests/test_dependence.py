@@ -531,3 +531,44 @@ DIFFERENCES = np.array(jax.random.normal(KEY, (50, 3)))
 def test_bad_input_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_ready_wiggles_and_rows_give_what_the_estimator_gives():
+    """The same Jacobians, computed outside: the same matrix; errors and counts by hand."""
+    key, n = jax.random.key(5), 300
+    latents = jax.vmap(
+        lambda i: jax.random.normal(jax.random.split(jax.random.fold_in(key, i))[0], (2, 2))
+    )(jnp.arange(n))
+    mix = jax.random.normal(jax.random.key(6), (3, 4))
+
+    def f(x):
+        return jnp.tanh(mix @ x.ravel())
+
+    rows = np.asarray(jax.vmap(lambda x: cdelta.jacobian.rows(f, x))(latents))
+    found, want = dependence.from_rows(rows), wiggle_moment(f, key, (2, 2), n)
+    np.testing.assert_allclose(found.matrix, want.matrix, rtol=1e-10)
+    np.testing.assert_allclose(found.stderr, want.stderr, rtol=1e-8)
+    assert found.samples == n
+    assert found.effective_samples == pytest.approx(want.effective_samples, rel=1e-10)
+
+    probes = np.random.default_rng(0).standard_normal((n, 2, 2))
+    wiggles = np.einsum("sijk,sjk->si", rows, probes)
+    along = dependence.from_wiggles(wiggles, names=["a", "b", "c"])
+    np.testing.assert_allclose(along.matrix, wiggles.T @ wiggles / n, rtol=1e-12)
+    products = wiggles[:, 0] * wiggles[:, 1]
+    assert along["a", "b"] == pytest.approx((products.mean(), products.std() / np.sqrt(n)), rel=0.2)
+    z = (along.matrix - found.matrix) / np.hypot(along.stderr, found.stderr)
+    assert np.abs(z).max() < 4
+    # the null: unit directions give 1/d of it, far outside the error
+    short = dependence.from_wiggles(wiggles / np.linalg.norm(probes, axis=(1, 2))[:, None])
+    assert np.abs((short.matrix - found.matrix) / short.stderr).max() > 10
+
+
+@pytest.mark.parametrize("rows, message", [
+    (np.ones((4, 3)), "Jacobians .*wiggles"),
+    (np.full((4, 3, 2), np.nan), "NaN or infinity at 4 latents of 4, the first of them 0"),
+    (np.ones((4, 3, 2), bool), "real numbers"),
+])  # fmt: skip
+def test_rows_that_are_none(unchecked, rows, message):
+    with pytest.raises(ValueError, match=message):
+        dependence.from_rows(rows)
