@@ -1,13 +1,15 @@
 """The training loop against closed-form recursions, and exact minima of the losses."""
 
+import itertools
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from cdelta import gaussian, networks, training
 from cdelta.gaussian import Gaussian
@@ -666,6 +668,137 @@ def test_divergence_is_named_with_its_step(tmp_path):
     assert np.isfinite(healthy.losses).all()  # what was saved before is usable
 
 
-def test_a_module_of_another_library_is_refused(unchecked):
-    with pytest.raises(ValueError, match=r"network must be a flax nnx\.Module, got function"):
+# --------------------------------------------------------------------- conditions, pairs, libraries
+
+
+class Perceptron(eqx.Module):
+    layers: eqx.nn.MLP
+
+    def __init__(self, inputs):
+        self.layers = eqx.nn.MLP(inputs, 1, 8, 1, jax.nn.silu, key=KEY)
+
+    def __call__(self, *parts):
+        return self.layers(jnp.concatenate([jnp.atleast_1d(part) for part in parts]))
+
+
+def test_a_network_learns_its_conditions():
+    """Data that is its own condition: E[x1 - x0 | x_t, c] = (c - x)/(1 - t), not E[x1] - x."""
+    labels = np.random.default_rng(0).choice([-2.0, 2.0], 400)
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.scale, self.shift = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+
+        def __call__(self, t, x, c):
+            return self.scale[...] * c + self.shift[...] - x
+
+    options = dict(steps=300, batch=50, optimizer=optax.sgd(0.05), ema=0.9)
+    learned = fit(Net(), labels[:, None], KEY, conditions=labels, **options).network
+    # minimum of E (s c + b - x_t - x1 + x0)², with x1 = c: s = E[1 + t] = 3/2
+    assert learned.scale[...] == pytest.approx(1.5, abs=0.15)
+    mixed = np.random.default_rng(1).permutation(labels)
+    null = fit(Net(), labels[:, None], KEY, conditions=mixed, **options).network
+    assert abs(null.scale[...]) < 0.3
+
+
+def test_optimal_pairs_cost_least():
+    x0, x1 = jax.random.normal(KEY, (2, 5, 3))
+
+    def cost(order):
+        return float(((x0[jnp.array(order)] - x1) ** 2).sum())
+
+    best = min(itertools.permutations(range(5)), key=cost)
+    paired, same = jax.jit(training.optimal_pairs)(KEY, x0, x1)
+    np.testing.assert_array_equal(same, x1)
+    np.testing.assert_array_equal(paired, x0[jnp.array(best)])
+    assert cost(best) < cost(range(5))
+
+
+def test_a_coupling_is_what_the_loss_sees(unchecked):
+    def twins(key, x0, x1):
+        return x1 - 3.0, x1  # then x1 - x0 = 3 for every pair
+
+    data = np.random.default_rng(0).standard_normal((20, 1))
+    losses = fit(
+        mlp(), data, KEY, steps=1, coupling=twins, optimizer=optax.sgd(0.0),
+        objective=lambda network, key, x1, coupling: training.loss(
+            lambda t, x: jnp.full_like(x, 3.0), key, x1, coupling=coupling),
+    ).losses  # fmt: skip
+    assert losses[0] == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="coupling must return x0 and x1 in their shapes"):
+        fit(mlp(), data, KEY, steps=1, coupling=lambda key, x0, x1: (x0[:3], x1))
+    with pytest.raises(ValueError, match="conditions belong to an array"):
+        fit(mlp(), lambda key: jnp.ones((3, 1)), KEY, steps=1, conditions=np.ones(3))
+
+
+def test_networks_of_other_libraries_come_back_as_what_they_were():
+    data = np.random.default_rng(0).standard_normal((50, 1))
+    network = Perceptron(2)
+    first = jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    dense = linen.Dense(1)
+    variables = dense.init(KEY, jnp.ones(2))
+
+    def apply(variables, t, x):
+        return dense.apply(variables, jnp.append(x, t))
+
+    for given in (network, jax.tree_util.Partial(apply, variables)):
+        options = dict(steps=100, batch=50, optimizer=training.adamw(0.02), ema=0.5)
+        trained = fit(given, data, KEY, **options).network
+        assert type(trained) is type(given)
+        before, after = (training.loss(n, KEY, jnp.tile(data, (40, 1))) for n in (given, trained))
+        assert after < before - 0.1
+    # what was given is as it was
+    for leaf, before in zip(jax.tree.leaves(eqx.filter(network, eqx.is_array)), first, strict=True):
+        np.testing.assert_array_equal(leaf, before)
+
+
+def test_what_is_no_network_is_refused(unchecked):
+    with pytest.raises(ValueError, match=r"network must be a flax nnx\.Module, or .* got function"):
         fit(lambda t, x: x, np.ones((3, 1)), KEY, steps=1)
+    dropping = eqx.nn.Sequential([eqx.nn.Linear(1, 1, key=KEY), eqx.nn.Dropout()])
+    with pytest.raises(ValueError, match=r"Dropout in training mode .*inference_mode"):
+        fit(dropping, np.ones((3, 1)), KEY, steps=1)
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def test_any_network_is_saved_and_loaded(tmp_path):
+    dense = linen.Dense(2)
+    makers = {
+        "nnx": lambda seed: networks.MLP(2, 8, 1, rngs=nnx.Rngs(seed)),
+        "equinox": lambda seed: eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(seed)),
+        "linen": lambda seed: jax.tree_util.Partial(
+            dense.apply, dense.init(jax.random.key(seed), jnp.ones(3))
+        ),
+    }
+    inputs = {"nnx": (0.3, jnp.ones(2)), "equinox": (jnp.ones(3),), "linen": (jnp.ones(3),)}
+    for name, make in makers.items():
+        path, network, other = tmp_path / f"{name}.safetensors", make(0), make(1)
+        training.save(path, network, width=8, note="a note")
+        assert training.saved_facts(path) == {"width": 8, "note": "a note"}
+        loaded = training.load(path, other)
+        np.testing.assert_array_equal(loaded(*inputs[name]), network(*inputs[name]))
+        assert np.abs(other(*inputs[name]) - network(*inputs[name])).max() > 1e-3  # left as it was
+
+
+def test_files_that_are_another_networks(tmp_path):
+    path = tmp_path / "network"
+    training.save(path, networks.MLP(2, 8, 1, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"built as the one in .*shape \(8,\), not \(4,\)"):
+        training.load(path, networks.MLP(2, 4, 1, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="must be a MLP, as was saved, got a Linear"):
+        training.load(path, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(OSError, match="is damaged"):
+        training.load(path, networks.MLP(2, 8, 1, rngs=nnx.Rngs(0)))
+    path.write_bytes(b"something else")
+    for read in (training.saved_facts, lambda p: training.load(p, mlp())):
+        with pytest.raises(OSError, match="no file that save wrote"):
+            read(path)
+    with pytest.raises(ValueError, match="facts must be what JSON can hold"):
+        training.save(path, mlp(), thing=object())
+    with pytest.raises(ValueError, match="must have arrays"):
+        training.save(path, lambda x: x)
+    assert path.read_bytes() == b"something else"

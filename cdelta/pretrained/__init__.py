@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 from cdelta import _files, datasets, networks, training
+from cdelta._weights import difference as _difference, leaves as _leaves, name as _name
 
 FOLDER = Path(__file__).parent
 
@@ -320,23 +321,3 @@ def _constructor(network: Any) -> Callable[..., nnx.Module]:
     if not ours or not callable(constructor):
         raise ValueError(f"recipe must name a network of cdelta.networks, got {network!r}")
     return constructor
-
-
-def _leaves(state: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
-
-
-def _difference(got: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In what the arrays ``got`` differ from those ``wanted``; empty when in nothing."""
-    for name in sorted({*got, *wanted}):
-        if name not in got:
-            return f"the weights at {name} are missing"
-        if name not in wanted:
-            return f"there are weights at {name}, where the recipe's network has none"
-        if got[name].shape != wanted[name].shape:
-            return f"the weights at {name} have shape {got[name].shape}, not {wanted[name].shape}"
-    return ""
-
-
-def _name(path: tuple) -> str:
-    return ".".join(str(entry.key) for entry in path if hasattr(entry, "key"))
