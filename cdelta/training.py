@@ -169,7 +169,7 @@ def optimal_pairs(
 
 
 def _interpolated(
-    key: PRNGKeyArray, batch: Any, source: Callable, coupling: Coupling | None
+    key: PRNGKeyArray, batch: Any, source: Callable, coupling: Coupling | None = None
 ) -> tuple[Array, Array, Array, Array, tuple]:
     """``t``, ``x0``, ``x1`` and the point between them, in float32 at least; the conditions."""
     x1, *conditions = batch if isinstance(batch, tuple) else (batch,)

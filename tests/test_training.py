@@ -99,7 +99,7 @@ def test_another_source():
 
 def test_time_and_source_of_a_loss_are_independent_of_each_other():
     """The regression of x0 on t is none: with one key for both it would be one."""
-    t, x0, _, x = training._interpolated(KEY, jnp.zeros((4000, 1)), training.standard_normal)
+    t, x0, _, x, _ = training._interpolated(KEY, jnp.zeros((4000, 1)), training.standard_normal)
     within = np.asarray(t) * 4000 % 1 - 0.5  # uniform in its stratum
     z = (within * np.asarray(x0)[:, 0]).mean() * np.sqrt(4000 * 12)
     assert abs(z) < 4
