@@ -1022,8 +1022,8 @@ def _about_turn(turn: FrameTurn | None, labels: Labels, wanted: _Wanted) -> list
     turns = value - 2 * error > 0.02
     if turns:
         text = (
-            f"The frame turns by {describe(value, error)} (C11; most for {name}), where 0 is needed: "
-            "local effects and interventions read off this flow err to that extent."
+            f"The frame turns by {describe(value, error)} (C11; most for {name}), where 0 is "
+            "needed: local effects and interventions read off this flow err to that extent."
         )
     else:
         text = f"The frame turns by no more than {describe(value, error)} (C11; {name})."
