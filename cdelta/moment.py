@@ -320,7 +320,8 @@ class Moment:
         plt = optional("matplotlib.pyplot", "report")
         colors = optional("matplotlib.colors", "report")
         n = len(self.matrix)
-        if ax is None:
+        own = ax is None
+        if own:
             side = min(1.2 + 0.85 * n, 9.0)
             _, ax = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
         values, errors = self._correlations() if correlation else (self.matrix, self.stderr)
@@ -347,6 +348,8 @@ class Moment:
             drawn = ax.figure.colorbar(image, ax=ax, shrink=0.8)
             drawn.outline.set_visible(False)
             drawn.set_label("correlation" if correlation else "moment")
+        if own:  # the layout of labels and bar settles in a second pass
+            ax.figure.draw_without_rendering()
         return ax
 
     def save(self, path: str | os.PathLike[str]) -> None:

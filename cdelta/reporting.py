@@ -901,7 +901,7 @@ def _about_moments(
     for name, one in moments.items():
         if name != "held" and not name.startswith("do("):
             continue
-        found += _about_held(name, one, base, labels)
+        found += _about_held(name, one, base, labels, jumping)
     return found
 
 
@@ -990,9 +990,9 @@ def _certificates(wiggle, samples, chosen) -> dict[tuple[int, int], tuple[float,
     return certain
 
 
-def _about_held(name, one, base, labels) -> list[Finding]:
+def _about_held(name, one, base, labels, jumping) -> list[Finding]:
     """How the largest correlations change when features are held, or set."""
-    chosen = [i for i in _moving(one, base) if i not in one.held]
+    chosen = [i for i in _moving(one, base) if i not in one.held and not jumping[i]]
     if base is None or len(chosen) < 2:
         return []
     what = (
