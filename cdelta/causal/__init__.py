@@ -13,6 +13,7 @@ from cdelta.causal.flows import CausalFlow
 from cdelta.causal.graphs import collider, common_cause, mediator
 from cdelta.causal.images import ImageModel, Noises
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
+from cdelta.causal.order import LeafScores, Order, find_order, leaf_scores
 from cdelta.causal.paths import follow, steer
 from cdelta.causal.published import PUBLISHED, published
 
@@ -23,15 +24,19 @@ __all__ = [
     "CausalFlow",
     "FrameTurn",
     "ImageModel",
+    "LeafScores",
     "LinearSCM",
     "Noises",
+    "Order",
     "Shift",
     "causal_order",
     "collider",
     "common_cause",
     "effect",
+    "find_order",
     "follow",
     "frame_turn",
+    "leaf_scores",
     "local_effects",
     "mediator",
     "published",
