@@ -208,12 +208,9 @@ class _Look(NamedTuple):
 
 def _rivals(found: _Look, beside: _Look, last: int) -> list[int]:
     """The features that may as well come last, with an edge to the one taken to."""
-
-    def sure(difference: np.ndarray, *errors: np.ndarray) -> np.ndarray:
-        return difference > SURE * np.hypot(*errors)
-
-    told = sure(found.scores - found.scores[last], found.stderr, found.stderr[last])
-    bends = sure(found.scores - beside.scores, found.stderr, beside.stderr)
+    above = found.scores - found.scores[last]
+    told = above > SURE * np.hypot(found.stderr, found.stderr[last])
+    bends = found.scores - beside.scores > SURE * np.hypot(found.stderr, beside.stderr)
     edge = np.abs(found.coupling[last]) > _COUPLED * found.coupling_stderr[last]
     return [j for j in np.flatnonzero(~(told & bends) & edge).tolist() if j != last]
 
@@ -278,9 +275,9 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
         if {column.ndim for column in columns} != {1} or len({len(c) for c in columns}) != 1:
             shapes = {name: column.shape for name, column in zip(names, columns, strict=True)}
             raise ValueError(f"samples must hold columns of one length, got shapes {shapes}")
-        x = np.stack(columns, axis=1)
+        x = jnp.stack(columns, axis=1)
     else:
-        x = np.asarray(_check.as_float("samples", samples))
+        x = _check.as_float("samples", samples)
         names = () if names is None else tuple(names)
     if x.ndim != 2 or x.shape[1] < 2 or len(x) < _LEAST:
         raise ValueError(
@@ -289,7 +286,7 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
     if names and len(names) != x.shape[1]:
         raise ValueError(f"names must be one a feature, {x.shape[1]} of them, got {names}")
     _check.finite("samples", x)
-    x = x.astype(float)
+    x = np.asarray(x, float)
     constant = [int(j) for j in np.flatnonzero(np.ptp(x, axis=0) == 0)]
     if constant:
         raise ValueError(f"samples must vary in every feature, got constant features {constant}")
