@@ -320,10 +320,9 @@ class Moment:
         plt = optional("matplotlib.pyplot", "report")
         colors = optional("matplotlib.colors", "report")
         n = len(self.matrix)
-        own = ax is None
-        if own:
+        if ax is None:
             side = min(1.2 + 0.85 * n, 9.0)
-            _, ax = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+            _, ax = plt.subplots(figsize=(side + 1.2, side), layout="compressed")
         values, errors = self._correlations() if correlation else (self.matrix, self.stderr)
         size = 1.0 if correlation else float(np.nanmax(np.abs(values), initial=0)) or 1.0
         # opacity is the size, at most so much that text is read on it in both themes
@@ -348,8 +347,6 @@ class Moment:
             drawn = ax.figure.colorbar(image, ax=ax, shrink=0.8)
             drawn.outline.set_visible(False)
             drawn.set_label("correlation" if correlation else "moment")
-        if own:  # the layout of labels and bar settles in a second pass
-            ax.figure.draw_without_rendering()
         return ax
 
     def save(self, path: str | os.PathLike[str]) -> None:

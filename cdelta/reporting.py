@@ -113,7 +113,7 @@ class Report:
             raise ValueError("there is no moment to draw: the findings say why")
         side = min(1.6 + 0.7 * max(len(one.matrix) for one in shown.values()), 6.0)
         size = (side * len(shown), side)
-        fig, axes = plt.subplots(1, len(shown), figsize=size, layout="constrained", squeeze=False)
+        fig, axes = plt.subplots(1, len(shown), figsize=size, layout="compressed", squeeze=False)
         for ax, (name, one) in zip(axes[0], shown.items(), strict=True):
             one.plot(ax, bar=name == list(shown)[-1])
             ax.set_title(name)
