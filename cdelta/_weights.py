@@ -18,12 +18,14 @@ _FORMAT = 1
 
 def name(path: tuple) -> str:
     """Of a leaf, by where it is."""
-    return ".".join(
+    parts = [
         str(getattr(entry, key))
         for entry in path
         for key in ("key", "name", "idx")
         if hasattr(entry, key)
-    )
+    ]
+    # nnx: the array of a variable is its .value, which the files of trained networks do not say
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "value" else parts)
 
 
 def leaves(state: Any) -> dict[str, Any]:
