@@ -685,7 +685,7 @@ def from_epsilon(
 
     For t < ``first`` and t > ``last``, and beyond the levels that the schedule has, the velocity
     keeps the value that it has there: the quotient is 0/0 at t = 0, and an error of the model grows
-    by 1/t. That moves the flow's end by O(``first``²).
+    by 1/t. That moves the flow's end by the square of ``first``, in order.
 
     Shapes: x and the result alike, any. Raises ValueError for a schedule that is not monotone, and
     for a prediction of another shape.
