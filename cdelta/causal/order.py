@@ -23,7 +23,8 @@ Velocity = Callable[[Array, Array], Array]
 
 CLIP = 0.02  # of the entries at either end, before their spread is taken: tails are badly learned
 GROUPS = 16  # of samples, for the jackknife
-SURE = 2.0  # standard errors that tell two scores apart
+SURE = 2.0  # standard errors that tell two scores apart,
+LEAST = 0.1  # and by how much: at t = .9 even the exact leaf of a sine scores .06
 _COUPLED = 3.0  # and those that show an edge: one false alarm in 370, where ties are many
 _POINTS = 1024  # evaluated at once
 _LEAST = 100  # samples: fewer leave the groups too few
@@ -153,10 +154,11 @@ def find_order(
     samples' covariance, in closed form: the noise of the source is integrated out, and one pass
     over the samples serves all rounds.
 
-    Two scores that differ by less than two standard errors do not tell which of two features comes
-    last, nor does a higher one that a normal sample of the same covariance also reaches, under the
-    same fit. That matters only if there is an edge between the two: of two leaves either may come
-    first. At two features whose own entries are constant an edge shows in the entry between them,
+    Two scores that differ by less than two standard errors, or by less than .1 (what the noise left
+    at t does to a leaf's), do not tell which of two features comes last, nor does a higher one that
+    a normal sample of the same covariance reaches as nearly under the same fit. That matters only
+    if there is an edge between the two: of two leaves either may come first. At two features whose
+    own entries are constant an edge shows in the entry between them,
     :math:`\partial_j \partial_l \log p`, which is 0 for two leaves. So ``decided`` is false when in
     some round the lowest score is not told from that of a feature with which that entry is not 0
     (three standard errors): always where mechanisms are linear, whose order nothing in the law
@@ -208,9 +210,12 @@ class _Look(NamedTuple):
 
 def _rivals(found: _Look, beside: _Look, last: int) -> list[int]:
     """The features that may as well come last, with an edge to the one taken to."""
-    above = found.scores - found.scores[last]
-    told = above > SURE * np.hypot(found.stderr, found.stderr[last])
-    bends = found.scores - beside.scores > SURE * np.hypot(found.stderr, beside.stderr)
+
+    def sure(above, one, other):
+        return above > np.maximum(SURE * np.hypot(one, other), LEAST)
+
+    told = sure(found.scores - found.scores[last], found.stderr, found.stderr[last])
+    bends = sure(found.scores - beside.scores, found.stderr, beside.stderr)
     edge = np.abs(found.coupling[last]) > _COUPLED * found.coupling_stderr[last]
     return [j for j in np.flatnonzero(~(told & bends) & edge).tolist() if j != last]
 
