@@ -23,9 +23,8 @@ Velocity = Callable[[Array, Array], Array]
 
 CLIP = 0.02  # of the entries at either end, before their spread is taken: tails are badly learned
 GROUPS = 16  # of samples, for the jackknife
-SURE = 2.0  # standard errors that tell two scores apart,
-LEAST = 0.1  # and by how much: at t = .9 even the exact leaf of a sine scores .06
-_COUPLED = 3.0  # and those that show an edge: one false alarm in 370, where ties are many
+SURE = 3.0  # standard errors that tell two scores apart, or show an edge: many are compared
+LEAST = 0.1  # between two scores besides: at t = .9 even the exact leaf of a sine scores .06
 _POINTS = 1024  # evaluated at once
 _LEAST = 100  # samples: fewer leave the groups too few
 
@@ -154,10 +153,10 @@ def find_order(
     samples' covariance, in closed form: the noise of the source is integrated out, and one pass
     over the samples serves all rounds.
 
-    Two scores that differ by less than two standard errors, or by less than .1 (what the noise left
-    at t does to a leaf's), do not tell which of two features comes last, nor does a higher one that
-    a normal sample of the same covariance reaches as nearly under the same fit. That matters only
-    if there is an edge between the two: of two leaves either may come first. At two features whose
+    Two scores that differ by less than three standard errors, or by less than .1 (what the noise
+    left at t does to a leaf's), do not tell which of two features comes last, nor does a higher one
+    that a normal sample of the same covariance reaches as nearly under the same fit. That matters
+    only if there is an edge between the two: of two leaves either may come first. At two features whose
     own entries are constant an edge shows in the entry between them,
     :math:`\partial_j \partial_l \log p`, which is 0 for two leaves. So ``decided`` is false when in
     some round the lowest score is not told from that of a feature with which that entry is not 0
@@ -216,7 +215,7 @@ def _rivals(found: _Look, beside: _Look, last: int) -> list[int]:
 
     told = sure(found.scores - found.scores[last], found.stderr, found.stderr[last])
     bends = sure(found.scores - beside.scores, found.stderr, beside.stderr)
-    edge = np.abs(found.coupling[last]) > _COUPLED * found.coupling_stderr[last]
+    edge = np.abs(found.coupling[last]) > SURE * found.coupling_stderr[last]
     return [j for j in np.flatnonzero(~(told & bends) & edge).tolist() if j != last]
 
 
