@@ -156,8 +156,8 @@ def find_order(
     Two scores that differ by less than three standard errors, or by less than .1 (what the noise
     left at t does to a leaf's), do not tell which of two features comes last, nor does a higher one
     that a normal sample of the same covariance reaches as nearly under the same fit. That matters
-    only if there is an edge between the two: of two leaves either may come first. At two features whose
-    own entries are constant an edge shows in the entry between them,
+    only if there is an edge between the two: of two leaves either may come first. At two features
+    whose own entries are constant an edge shows in the entry between them,
     :math:`\partial_j \partial_l \log p`, which is 0 for two leaves. So ``decided`` is false when in
     some round the lowest score is not told from that of a feature with which that entry is not 0
     (three standard errors): always where mechanisms are linear, whose order nothing in the law
