@@ -24,7 +24,9 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import citing
 import execute
+import finish
 
 from cdelta import _files, ledger
 
@@ -80,18 +82,15 @@ def scorecard(
 ) -> str:
     """The scorecard as MyST text. ``pages`` maps the notebooks that are chapters to their
     titles."""
-    by_claim = {
-        claim_id: [
-            record
-            for record in records
-            if record["claim"] == claim_id and record["notebook"] in pages
-        ]
-        for claim_id in claims
-    }
-    verdicts = {claim_id: verdict(claim, by_claim[claim_id]) for claim_id, claim in claims.items()}
+    by_claim = {claim_id: of_claim(claim_id, records, pages) for claim_id in claims}
+    verdicts = judged(claims, records, pages)
     counts = Counter(verdicts.values())
     used = sorted({record["profile"] for record in records})
     lines = [
+        *wall(claims, verdicts),
+        f"{len(claims)} claims, {len(records)} measured quantities"
+        + (f", profile {' and '.join(f'`{name}`' for name in used)}." if used else "."),
+        "",
         "::::{div} cd-counts",
         *(
             f"{badge(name)} **{counts[name]}** {meaning}\n"
@@ -100,61 +99,104 @@ def scorecard(
         ),
         "::::",
         "",
-        f"{len(claims)} claims, {len(records)} measured quantities"
-        + (f", profile {' and '.join(f'`{name}`' for name in used)}." if used else "."),
-        "",
     ]
     for letter, title in GROUPS.items():
-        lines += [
-            f"## {title}",
-            "",
-            ":::{list-table}",
-            ":class: cd-scorecard",
-            ":header-rows: 1",
-            ":widths: 8 74 18",
-            "",
-        ]
-        lines += ["* - Claim", "  - Statement and what was measured", "  - Verdict"]
+        lines += [f"## {title}", ""]
         for claim_id, claim in claims.items():
             if claim_id[0] == letter:
-                lines += row(claim_id, claim, by_claim[claim_id], verdicts[claim_id])
-        lines += [":::", ""]
+                lines += entry(claim_id, claim, by_claim[claim_id], verdicts[claim_id])
     return "\n".join(lines)
 
 
-def row(
+def judged(
+    claims: dict[str, dict[str, Any]], records: list[dict[str, Any]], pages: dict[str, str]
+) -> dict[str, str]:
+    """The verdict of every claim, from the records of the notebooks that are chapters."""
+    return {
+        claim_id: verdict(claim, of_claim(claim_id, records, pages))
+        for claim_id, claim in claims.items()
+    }
+
+
+def of_claim(
+    claim_id: str, records: list[dict[str, Any]], pages: dict[str, str]
+) -> list[dict[str, Any]]:
+    return [
+        record
+        for record in records
+        if record["claim"] == claim_id and record["notebook"] in pages
+    ]
+
+
+def wall(claims: dict[str, dict[str, Any]], verdicts: dict[str, str]) -> list[str]:
+    """Every claim as one square in the colour of its verdict, a line of them for each group."""
+    lines = ["::::{div} cd-wall"]
+    for letter, title in GROUPS.items():
+        squares = [
+            f"[{claim_id}](#{finish.anchor(claim_id)}){{.cd-square .{outcome_class(verdicts[claim_id])}}}"
+            for claim_id in claims
+            if claim_id[0] == letter
+        ]
+        if squares:
+            lines += [f"[{title}]{{.cd-wall-title}}", *squares, ""]
+    return [*lines, "::::", ""]
+
+
+def entry(
     claim_id: str, claim: dict[str, Any], records: list[dict[str, Any]], outcome: str
 ) -> list[str]:
-    target = "claim-" + claim_id.lower().replace("'", "-prime")  # as docutils would write it
-    lines = [f"* - [**{claim_id}**]{{#{target}}}", f"  - {claim['statement']}.", ""]
-    for record in records:
-        bound = record["bound"]
-        low, high = bound if isinstance(bound, list) else (None, bound)
-        measured = ledger.describe(record["value"], record["stderr"])
-        quantity = f"{escape(record['quantity'])}: [{measured}]{{.cd-number}}"
-        asked = ledger.describe_bound(low, high)
-        if "outcome" in record:
-            asked = f"asked {asked}: **{record['outcome']}**"
-        elif not record["passed"]:
-            asked += " **missed**"
-        lines.append(f"    - {quantity} {asked}")
-        for null in record.get("null", []):
-            beside = f"beside it, {escape(null['name'])}"
-            number = ledger.describe(null["value"], null["stderr"])
-            lines.append(f"      - {beside}: [{number}]{{.cd-number}}")
-    lines += ["", f"    [{claim['where']}]{{.cd-where}}", ""]
-    if found := trail(claim_id, claim):
-        lines += [f"    {found}", ""]
-    lines += [f"  - {badge(outcome)}", ""]
+    """One claim: a line that says it, where it leads, and its measurements in a fold."""
+    lines = [
+        f"({finish.anchor(claim_id)})=",
+        f"::::{{div}} cd-claim {outcome_class(outcome)}",
+        f"[{claim_id}]{{.cd-id}} {badge(outcome)} {claim['statement']}.",
+        "",
+    ]
     recorded = dict.fromkeys(record["notebook"] for record in records)
-    links = ", ".join(f"[chapter {name[:2]}](/{EXECUTED}{name}.ipynb)" for name in recorded)
-    lines += [f"    {links or 'chapter ' + claim['chapter']}", ""]
+    chapters = ", ".join(
+        f"[Chapter {int(name[:2])}](/{EXECUTED}{name}.ipynb)" for name in recorded
+    )
+    found = [chapters or f"Chapter {int(claim['chapter'])}", *trail(claim_id, claim)]
+    lines += [" · ".join([f"[{claim['where']}]{{.cd-where}}", *found]), ""]
     if claim.get("not_run"):
-        lines += [f"    Not run here: {claim['not_run']}.", ""]
-    return lines
+        lines += [f"Not run here: {claim['not_run']}.", ""]
+    if records:
+        lines += [f":::{{dropdown}} {summary(records)}", *map(measurement, records), ":::"]
+    return [*lines, "::::", ""]
 
 
-def trail(claim_id: str, claim: dict[str, Any]) -> str:
+def summary(records: list[dict[str, Any]]) -> str:
+    """What the fold holds: "3 measurements: 2 hold, 1 fails"."""
+    counts = Counter(record.get("outcome", "checked") for record in records)
+    said = {"holds": "hold", "fails": "fail"}
+    parts = ", ".join(
+        f"{count} {said.get(name, name) if count > 1 else name}" for name, count in counts.items()
+    )
+    return f"{len(records)} measurement{'s' if len(records) > 1 else ''}: {parts}"
+
+
+def measurement(record: dict[str, Any]) -> str:
+    """A record as an item of a list: quantity, value, bound, and what should fail beside it."""
+    bound = record["bound"]
+    low, high = bound if isinstance(bound, list) else (None, bound)
+    measured = ledger.describe(record["value"], record["stderr"])
+    asked = ledger.describe_bound(low, high)
+    if "outcome" in record:
+        asked = f"asked {asked}: **{record['outcome']}**"
+    elif not record["passed"]:
+        asked += " **missed**"
+    lines = [f"- {escape(record['quantity'])}: [{measured}]{{.cd-number}} {asked}"]
+    for null in record.get("null", []):
+        number = ledger.describe(null["value"], null["stderr"])
+        lines.append(f"  - beside it, {escape(null['name'])}: [{number}]{{.cd-number}}")
+    return "\n".join(lines)
+
+
+def outcome_class(outcome: str) -> str:
+    return f"cd-is-{outcome.replace(' ', '-')}"
+
+
+def trail(claim_id: str, claim: dict[str, Any]) -> list[str]:
     """From a claim to its theorem (or section), the function that computes it, and its test."""
     found = []
     if label := claim.get("theorem"):
@@ -163,11 +205,11 @@ def trail(claim_id: str, claim: dict[str, Any]) -> str:
         found.append(f"{{py:obj}}`{function}`")
     if claim.get("test"):
         found.append(f"[its test](#{anchor_of_test(claim_id)})")
-    return " · ".join(found)
+    return found
 
 
 def anchor_of_test(claim_id: str) -> str:
-    return "test-" + claim_id.lower().replace("'", "-prime")
+    return finish.anchor(claim_id).replace("claim", "test", 1)
 
 
 def evidence(claims: dict[str, dict[str, Any]]) -> str:
@@ -193,7 +235,7 @@ def evidence(claims: dict[str, dict[str, Any]]) -> str:
 
 
 def badge(outcome: str) -> str:
-    return f"[{outcome}]{{.cd-badge .cd-badge-{outcome.replace(' ', '-')}}}"
+    return f"[{outcome}]{{.cd-badge .{outcome_class(outcome)}}}"
 
 
 def escape(text: str) -> str:
@@ -294,7 +336,19 @@ def prepare(app: Sphinx, config: Any) -> None:
             )
     write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
     write_if_changed(folder / "evidence.md", evidence(claims))
+    app.cdelta_claims = stated(claims, judged(claims, records, pages))
     write_if_changed(folder / "status.md", status({name: runs[name] for name in pages}, pages))
+
+
+def stated(
+    claims: dict[str, dict[str, Any]], verdicts: dict[str, str]
+) -> dict[str, list[tuple[str, str]]]:
+    """By the label of a theorem or a section the claims that stand there, with their verdicts."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for claim_id, claim in claims.items():
+        if label := claim.get("theorem"):
+            found.setdefault(label, []).append((claim_id, verdicts[claim_id]))
+    return found
 
 
 def title(notebook: Path) -> str:
@@ -304,7 +358,7 @@ def title(notebook: Path) -> str:
     for cell in nbformat.read(notebook, as_version=4).cells:
         for line in cell.source.splitlines():
             if cell.cell_type == "markdown" and line.startswith("# "):
-                return f"{notebook.stem[:2]} {line[2:]}"
+                return f"{int(notebook.stem[:2])}. {line[2:]}"
     return notebook.stem
 
 
@@ -378,6 +432,29 @@ def add_source_buttons(
     )
 
 
+def finish_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Links between chapters, and from theorems to their claims; what the extensions leave
+    undone."""
+    if doctree is None or "body" not in context:
+        return
+    names = {int(name[:2]): EXECUTED + name for name in execute.chapters(Path(app.srcdir))}
+
+    def address(number: int) -> str | None:
+        name = names.get(number)
+        return name and ("" if name == pagename else app.builder.get_relative_uri(pagename, name))
+
+    def missing(number: int) -> None:
+        LOGGER.info("%s: there is no chapter %d", pagename, number)
+
+    body = finish.link_chapters(context["body"], address, missing)
+    if pagename.startswith(EXECUTED):
+        scorecard = app.builder.get_relative_uri(pagename, "book/scorecard")
+        body = finish.link_claims(body, app.cdelta_claims, scorecard)
+    context["body"] = finish.tidy(body)
+
+
 def drop_thebe(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
@@ -435,9 +512,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    citing.setup()
     app.connect("config-inited", prepare)
     # after the theme's own buttons
     app.connect("html-page-context", add_source_buttons, priority=900)
+    # before sphinx-tippy, which copies its previews from the page
+    app.connect("html-page-context", finish_page, priority=400)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-signature", written_annotations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

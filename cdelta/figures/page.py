@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
+from cdelta.figures.panels import windows
 from cdelta.figures.style import SMALLEST, THEMED
 
 # What the figure needs where the book's style sheet is not: in a notebook
@@ -21,6 +22,8 @@ _INLINE = (
     "max-width:{width:g}pt;width:100%;height:auto;overflow:visible;"
     "stroke-linejoin:round;stroke-linecap:butt"
 )
+# A window onto a part of it: cut at its edges
+_PANEL = _INLINE.replace("overflow:visible", "overflow:hidden")
 
 
 def show(fig: Figure, *, caption: str, alt: str, opening: bool = False) -> None:
@@ -51,14 +54,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
             raise ValueError(
                 f"every row must have the header's {len(header)} cells, got {len(row)}: {row}"
             )
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    # a cell without words heads nothing
+    head = "".join(
+        f'<th scope="col">{cell}</th>' if str(cell).strip() else "<td></td>" for cell in header
+    )
     body = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, *cells in rows
     )
     page = (
-        f'<div class="cd-table mathjax_process tex2jax_process"><table><caption>{caption}</caption>'
+        # the caption stands outside of what scrolls
+        '<figure class="cd-table mathjax_process tex2jax_process"><div class="cd-scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<figcaption>{caption}</figcaption></figure>"
     )
     present(page, "\n".join("\t".join(map(str, row)) for row in [header, *rows]))
 
@@ -84,8 +92,9 @@ def drawn(
 ) -> tuple[str, str]:
     """The figure as a themed inline SVG, and the prefix that makes its ids its own.
 
-    ``edit`` may change matplotlib's SVG while the figure still has its layout; ``salt`` tells
-    figures of the same drawing apart.
+    Windows onto its panels follow it, for narrow screens (``figures.css`` shows them there): they
+    use what it holds, so that what moves in it moves in them. ``edit`` may change matplotlib's SVG
+    while the figure still has its layout; ``salt`` tells figures of the same drawing apart.
     """
     for text in fig.findobj(Text):
         if text.get_visible() and text.get_text() and text.get_fontsize() < SMALLEST:
@@ -96,6 +105,7 @@ def drawn(
     # The constrained layout needs a second pass to settle: without this one the file would depend
     # on whether the figure had been drawn before.
     fig.draw_without_rendering()
+    panels = windows(fig)
     file = StringIO()
     fig.savefig(file, format="svg")
     svg = edit(file.getvalue())
@@ -119,7 +129,18 @@ def drawn(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{html.escape(alt)}" style="{_INLINE.format(width=width)}">'
     )
-    return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1), prefix
+    if not panels:
+        return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1), prefix
+    head = head.replace("<svg ", '<svg class="cd-whole" ', 1) + f'<g id="{prefix}-whole">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
+    svg = svg.removesuffix("</svg>") + "</g></svg>"
+    for x, y, wide, high in panels:
+        svg += (
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="cd-panel" aria-hidden="true" '
+            f'viewBox="{x:.1f} {y:.1f} {wide:.1f} {high:.1f}" style="display:none;'
+            f'{_PANEL.format(width=1.4 * wide)}"><use href="#{prefix}-whole"/></svg>'
+        )
+    return svg, prefix
 
 
 def _body(svg: str) -> str:
@@ -160,8 +181,9 @@ def _shorter(attribute: str) -> str:
 def framed(prefix: str, svg: str, controls: str, caption: str) -> str:
     """The ``<figure>`` element: the drawing, what moves it, the caption."""
     kind = "cd-figure cd-movable" if controls else "cd-figure"
+    canvas = "cd-canvas cd-panels" if 'class="cd-panel"' in svg else "cd-canvas"
     return (
-        f'<figure class="{kind}" id="{prefix}"><div class="cd-canvas">{svg}</div>{controls}'
+        f'<figure class="{kind}" id="{prefix}"><div class="{canvas}">{svg}</div>{controls}'
         f'<figcaption class="mathjax_process tex2jax_process">{caption}</figcaption></figure>'
     )
 

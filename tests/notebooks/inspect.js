@@ -24,6 +24,9 @@
       say("clipped formula", `${Math.round(hidden)} px do not show in #${formula.closest("[id]")?.id}: break its line`);
   }
 
+  for (const code of article.querySelectorAll("pre"))
+    if (code.scrollWidth > code.clientWidth + 1) say("cut code", code.textContent.split("\n").sort((a, b) => b.length - a.length)[0]);
+
   for (const image of document.querySelectorAll("img"))
     if (!(image.getAttribute("alt") || "").trim()) say("no alt text", image.outerHTML);
   for (const drawn of article.querySelectorAll("svg, canvas")) {
@@ -73,7 +76,8 @@
       const shown = [r, g, b].map((channel, i) => channel * a / 255 + base[i] * (1 - a / 255));
       const [low, high] = [luminance(shown), luminance(base)].sort((x, y) => x - y);
       const ratio = (high + 0.05) / (low + 0.05), what = element.className + ink + base;
-      if (ratio < 3 && !reported.has(what)) {
+      const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.6 && style.fontWeight >= 700);
+      if (ratio < (large ? 3 : 4.5) && !reported.has(what)) {
         reported.add(what);
         say("unreadable", `${theme}: ${ink} on rgb(${base.map(Math.round)}), ${ratio.toFixed(1)}:1, "${element.textContent.slice(0, 40)}"`);
       }

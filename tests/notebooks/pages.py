@@ -24,8 +24,16 @@ from urllib.parse import unquote, urldefrag, urlparse
 import websocket
 
 WIDTHS = (1280, 390)  # a laptop, a phone
-HARMLESS = ("data:", "blob:", "about:", "chrome")
+PAPER_WIDTH = 720  # a sheet of A4 without its margins, at 96 dots an inch
 SECONDS = 60  # for one page
+# What may move while a page loads, as a share of the window ("good" is below it: web.dev/articles/cls)
+SHIFT = 0.1
+SHIFTS = """window.cdShifts = [];
+new PerformanceObserver(list => {
+  for (const {value, sources} of list.getEntries())
+    cdShifts.push([value, sources.map(({node}) => node?.outerHTML ?? node?.data ?? "").join(" ")]);
+}).observe({type: "layout-shift", buffered: true})"""
+HARMLESS = ("data:", "blob:", "about:", "chrome")
 
 
 class Problem(NamedTuple):
@@ -64,6 +72,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Page.addScriptToEvaluateOnNewDocument", source=SHIFTS)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """Call a method and wait for its answer; events that arrive on the way are kept."""
@@ -165,9 +174,20 @@ def browser() -> Iterator[Browser]:
                 process.kill()
 
 
-INSPECT, OVERFLOW = (
-    Path(__file__).with_name(name).read_text("utf-8") for name in ("inspect.js", "overflow.js")
+HERE = Path(__file__).parent
+INSPECT, OVERFLOW, PREVIEWS, NARROW, PAPER, ACCESSIBLE, AXE = (
+    (HERE / f"{name}.js").read_text("utf-8")
+    for name in (
+        "inspect",
+        "overflow",
+        "previews",
+        "narrow",
+        "paper",
+        "accessible",
+        "axe/axe.min",
+    )
 )
+SETTLE = "new Promise(done => setTimeout(done, 60))"  # two frames, and what they set off
 
 
 def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str, Any]]:
@@ -175,12 +195,27 @@ def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str,
     name = page.relative_to(root).as_posix()
     tab.width(WIDTHS[0])
     events = tab.open(page.as_uri())
+    tab.evaluate(SETTLE)
+    shifts = tab.evaluate("window.cdShifts || []")
+    found = []
+    if (moved := sum(size for size, _ in shifts)) > SHIFT:
+        found.append(("layout shift", f"{moved:.2f}, most by {max(shifts)[1][:160]}"))
     seen = tab.evaluate(INSPECT)
-    problems = [Problem(name, kind, detail) for kind, detail in seen["found"]]
+    found += [*seen["found"], *tab.evaluate(PREVIEWS)]
     for width in WIDTHS:
         tab.width(width)
         if wide := tab.evaluate(OVERFLOW):
-            problems.append(Problem(name, "overflow", f"at {width} px: {wide}"))
+            found.append(("overflow", f"at {width} px: {wide}"))
+    tab.evaluate(SETTLE)
+    found += tab.evaluate(NARROW)
+    tab.width(PAPER_WIDTH)
+    tab.send("Emulation.setEmulatedMedia", media="print")
+    found += tab.evaluate(PAPER)
+    tab.send("Emulation.setEmulatedMedia", media="")
+    tab.width(WIDTHS[0])
+    tab.evaluate(f"{AXE};0")
+    found += tab.evaluate(ACCESSIBLE)
+    problems = [Problem(name, kind, detail) for kind, detail in found]
     return problems + [Problem(name, *problem) for problem in from_events(events, root)], seen
 
 

@@ -22,17 +22,30 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <style>body {{ background: #fff; color: #222 }}
 [data-theme=dark] body {{ background: #111; color: #ddd }}
-a {{ color: inherit }} mjx-container {{ overflow-x: auto; max-width: 100% }}</style>
+a {{ color: inherit }} mjx-container[display] {{ overflow-x: auto; max-width: 100% }}
+@media print {{ pre {{ white-space: pre-wrap }} }}</style>
 <script>window.MathJax = {{tex: {{macros: {{E: "\\\\mathbb{{E}}"}}}}}}</script>
-<script defer src="mathjax/tex-svg-full.js"></script>{head}</head><body><main>
+<script defer src="mathjax/tex-svg-full.js"></script>
+<script defer src="tippy/popper.min.js"></script><script defer src="tippy/tippy-bundle.umd.min.js"></script>{head}
+<script defer src="page.js"></script></head><body><main class="bd-article">
 <h1 id="title">A title</h1><p>Text, <span class="math">\\(\\E[x] = \\frac{{1}}{{2}}\\)</span>, and
 <a href="#title">a link</a>, <a href="other.html#there">another</a>, <a href="data.txt">a file</a>,
-<a href="https://example.org/">outside</a>.</p><pre>raw \\(TeX\\) in $code_x$ and $$</pre>
+<a href="https://example.org/">outside</a>.</p>
+<pre>raw \\(TeX\\) in $code_x$ and $$</pre>
 <p>It costs $5 or $6.</p>
 <figure><svg role="img" aria-label="a circle" width="9" height="9"><circle r="4"/></svg>
 <img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></figure>
 {body}</main></body></html>"""
 
+
+
+def preview(options, link='<a href="#title" id="linked">a link with a preview</a>'):
+    """A link, and what gives it a preview once the page has loaded."""
+    make = f"addEventListener('load', () => tippy('#linked', {{allowHTML: true, {options}}}))"
+    return f"<p>Here is {link}.</p><script>{make}</script>"
+
+
+FORMULA = r"""content: '<span class="math">\\(x\\)</span>'"""
 BROKEN = {
     "red formula": '<p><span class="math">\\(\\undefinedmacro{x}\\)</span></p>',
     "red formula: unbalanced": '<p><span class="math">\\(\\left( x\\)</span></p>',
@@ -43,6 +56,55 @@ BROKEN = {
     "clipped formula": (
         f'<div style="overflow-x: auto"><p class="math">\\[{"x + " * 60} y\\]</p></div>'
     ),
+    "clipped formula: in a line": (
+        f'<p style="overflow: hidden">A <span class="math">\\({"x + " * 30} y\\)</span></p>'
+    ),
+    "scrolls without a hint": (
+        '<div style="overflow-x: auto" tabindex="0"><p style="width: 600px">wide</p></div>'
+    ),
+    "caption that scrolls away": (
+        '<div class="cd-scroll" style="overflow-x: auto"><table style="width: 600px">'
+        "<caption>A caption</caption><tr><th>a</th><td>b</td></tr></table></div>"
+    ),
+    "figure cut": (
+        '<figure><div class="cd-canvas" style="overflow-x: auto"><svg role="img" '
+        'aria-label="a circle" width="480" height="9"><circle r="4"/></svg></div></figure>'
+    ),
+    "small control": (
+        '<figure><input type="range" aria-label="t" style="height: 12px"></figure>'
+    ),
+    "cut code": f'<pre style="overflow-x: auto">{"long " * 99}</pre>',
+    "lost in print": "<style>@media print { h1 { display: none } }</style>",
+    "lost in print: a line": '<pre style="white-space: pre !important">code</pre>',
+    "lost in print: a fold": (
+        '<div class="cell"><details><summary>code</summary>hidden</details></div>'
+    ),
+    "lost in print: a page": '<div class="cell" style="break-inside: avoid">code</div>',
+    "layout shift": (
+        "<script>addEventListener('load', () => setTimeout(() => { const late = document"
+        ".createElement('div'); late.style.height = '400px'; document.body.prepend(late) }, 99))"
+        "</script>"
+    ),
+    "unreadable preview": preview("content: ''"),
+    "unreadable preview: set too early": preview(
+        f"{FORMULA}, onMount() {{}}, onShow(tip) {{ MathJax.typesetPromise([tip.popper]) }}"
+    ),
+    "unreadable preview: not set": preview(f"{FORMULA}, onMount() {{}}"),
+    "unreadable preview: tall": preview("content: '<p style=\"height: 2000px\">tall</p>'"),
+    "preview outside the text": preview(
+        "content: 'text'", '<nav aria-label="n"><a href="#title" id="linked">a link</a></nav>'
+    ),
+    "preview that stays": (
+        preview("content: 'text'")
+        + "<script>addEventListener('keydown', event => event.stopImmediatePropagation(), true)"
+        "</script>"
+    ),
+    "axe: header": "<table><tr><th></th></tr><tr><td>cell</td></tr></table>",
+    "axe: name": '<button aria-label="Close">Open</button>',
+    "axe: list": '<div role="list"><p>no item</p></div>',
+    "axe: definitions": "<dl><p>no term</p></dl>",
+    "axe: contrast": '<button style="color: #888; background: #fff">pale</button>',
+    "axe: landmark": "</main><div>outside of it</div>",
     "console error": "<script>console.error('something broke')</script>",
     "console error: exception": "<script>undefinedFunction()</script>",
     "outside request": '<img alt="far away" src="https://example.org/a.png">',
@@ -76,6 +138,8 @@ def site(tmp_path_factory):
     root = folder / "html"
     (root / "mathjax").mkdir(parents=True)
     shutil.copy(ROOT / "book/_static/mathjax/tex-svg-full.js", root / "mathjax")
+    shutil.copytree(ROOT / "book/_static/tippy", root / "tippy")
+    shutil.copy(ROOT / "book/_static/page.js", root)
     (root / "data.txt").write_text("data")
     (folder / "elsewhere.txt").write_text("not of this site")
     for index, body in enumerate(BROKEN.values()):
@@ -102,8 +166,9 @@ def test_each_kind_of_problem_is_found(site, name):
     kind = name.split(":")[0]
     problems = site.get(f"broken{list(BROKEN).index(name)}.html", [])
     assert kind in {problem.kind for problem in problems}
-    # and nothing else is reported, except what a browser itself adds to a failed request
-    assert {problem.kind for problem in problems} <= {kind, "console error"}
+    # and nothing else is reported, except what a browser itself adds to a failed request, and axe to
+    # what it looks for as well
+    assert {problem.kind for problem in problems} <= {kind, "console error", "axe"}
 
 
 def test_no_page_is_no_success(tmp_path):

@@ -1,0 +1,106 @@
+"""What the theme and the extensions leave undone in a page's HTML: from text to text.
+
+``companion.py`` applies it to each page. Plain patterns and not a parser: half of a chapter is
+drawings, which a parser would read for seconds and write differently.
+"""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+CLAIM = r"[A-Z]\d+['’]?"
+# what is no prose: it is left as it is
+_APART = re.compile(
+    r"<(script|style|svg|pre|a|code|h[1-6]|button|summary)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)",
+    re.S | re.I,
+)
+_BETWEEN = r"(?:,?\s+(?:and|or|to)\s+|,\s+|\s*–\s*)"
+_CHAPTERS = re.compile(rf"\b([Cc]hapter)(s?)\s+(\d{{1,2}}(?:{_BETWEEN}\d{{1,2}})*)\b(?!\.\d)")
+
+
+def prose(body: str, change: Callable[[str], str]) -> str:
+    """``body`` with ``change`` made to its text outside of code, links, headings and drawings."""
+    parts, end = [], 0
+    for match in _APART.finditer(body):
+        parts += [change(body[end : match.start()]), match[0]]
+        end = match.end()
+    return "".join(parts) + change(body[end:])
+
+
+def link_chapters(
+    body: str, address: Callable[[int], str | None], missing: Callable[[int], None]
+) -> str:
+    """Each "chapter 04" becomes a link "Chapter 4", "chapters 07 and 08" two of them.
+
+    ``address`` of a number is where its page lies, empty for the page itself, None when there is no
+    such chapter; ``missing`` is then told.
+    """
+
+    def one(number: int, text: str) -> str:
+        where = address(number)
+        if where is None:
+            missing(number)
+        return f'<a class="reference internal" href="{where}">{text}</a>' if where else text
+
+    def mention(match: re.Match[str]) -> str:
+        _, plural, numbers = match.groups()
+        if not plural and numbers.isdigit():
+            return one(int(numbers), f"Chapter {int(numbers)}")
+        linked = re.sub(r"\d+", lambda digits: one(int(digits[0]), str(int(digits[0]))), numbers)
+        return f"Chapter{plural} {linked}"
+
+    return prose(body, lambda text: _CHAPTERS.sub(mention, text))
+
+
+def link_claims(
+    body: str, claims: Mapping[str, Iterable[tuple[str, str]]], scorecard: str
+) -> str:
+    """From a theorem (or a section) back to what the scorecard says of it.
+
+    ``claims``: by label the ids of the claims that it states, with their verdicts. A title's own
+    "(T3)" becomes the link.
+    """
+    for label, found in claims.items():
+        links = " ".join(
+            f'<a class="cd-claim-link" href="{scorecard}#{anchor(claim_id)}">{html.escape(claim_id)}'
+            f" · {verdict}</a>"
+            for claim_id, verdict in found
+        )
+        theorem = re.compile(
+            rf'(<div class="proof [^>]*id="{re.escape(label)}">\s*<p class="admonition-title">)'
+            r"(.*?)(</p>)",
+            re.S,
+        )
+        heading = re.compile(rf'(id="{re.escape(label)}">(?:(?!</?h[1-6]).)*<h[1-6]>.*?</h[1-6]>)', re.S)
+        body, count = theorem.subn(
+            lambda match, links=links: f"{match[1]}{untitled(match[2])} {links}{match[3]}", body
+        )
+        if not count:
+            body = heading.sub(
+                lambda match, links=links: f'{match[1]}\n<p class="cd-claim-links">{links}</p>',
+                body,
+                count=1,
+            )
+    return body
+
+
+def untitled(title: str) -> str:
+    """A theorem's title without the ids of its claims: "(The wiggle (C3))" is "(The wiggle)"."""
+    ids = rf"\({CLAIM}(?:,\s*{CLAIM})*\)"
+    return re.sub(rf"\s*{ids}\s*$", "", re.sub(rf"\s*{ids}\)\s*$", ")", title))
+
+
+def anchor(claim_id: str) -> str:
+    """As docutils would write it."""
+    return "claim-" + claim_id.lower().replace("'", "-prime")
+
+
+def tidy(body: str) -> str:
+    """The body of a page for those who hear it.
+
+    A fold is called what is written on it; an empty cell heads nothing; a list of references is no
+    list to those who ask for its items' roles.
+    """
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    body = re.sub(r"<th\b([^>]*)>((?:\s|<p>|</p>)*)</th>", r"<td\1>\2</td>", body)
+    return re.sub(r'(<div class="docutils citation[^>]*)role="list"', r"\1", body)

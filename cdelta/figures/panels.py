@@ -1,0 +1,59 @@
+"""Windows onto a figure, for a screen too narrow for all of it: its columns, one under the
+other."""
+
+from collections.abc import Iterable
+
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+NARROW = 60.0  # points: a colour bar or a label at the side is no panel of its own
+MOST = 4  # columns: a grid of small pictures is read as a whole
+
+
+def windows(fig: Figure) -> list[tuple[float, float, float, float]]:
+    """``(x, y, width, height)`` of each window, in points from the upper left corner.
+
+    One for each column of axes, and one for what stands above or below all of them. Empty when the
+    figure is one column or more than four. The figure must have been laid out.
+    """
+    height, scale = 72 * fig.get_figheight(), 72 / fig.dpi
+    renderer = fig.canvas.get_renderer()
+
+    def boxes(artists: Iterable) -> list[Bbox]:
+        found = [artist.get_tightbbox(renderer) for artist in artists if artist.get_visible()]
+        return [Bbox(box.extents.reshape(2, 2) * scale) for box in found if box is not None]
+
+    axes = boxes(fig.axes)
+    if not axes:
+        return []
+    low, high = min(box.y0 for box in axes), max(box.y1 for box in axes)
+    around = boxes([*fig.texts, *fig.legends])
+    beside = [box for box in around if low < (box.y0 + box.y1) / 2 < high]
+    columns = _columns([*axes, *beside])
+    if not 1 < len(columns) <= MOST or min(column.width for column in columns) < NARROW:
+        return []
+    above = [box for box in around if box.y0 + box.y1 >= 2 * high]
+    below = [box for box in around if box.y0 + box.y1 <= 2 * low]
+    strips = [Bbox.union(strip) if strip else None for strip in (above, below)]
+    shown = [strips[0], *columns, strips[1]]
+    return [
+        (box.x0 - 2, height - box.y1 - 2, box.width + 4, box.height + 4)
+        for box in shown
+        if box is not None
+    ]
+
+
+def _columns(boxes: list[Bbox]) -> list[Bbox]:
+    """The boxes united where they stand over one another; a narrow one belongs to the column on its
+    left, or is the beginning of the first."""
+    columns: list[Bbox] = []
+    for box in sorted(boxes, key=lambda box: box.x0):
+        if columns and (
+            box.x0 < columns[-1].x1 - 2
+            or box.width < NARROW
+            or (len(columns) == 1 and columns[0].width < NARROW)
+        ):
+            columns[-1] = Bbox.union([columns[-1], box])
+        else:
+            columns.append(box)
+    return columns

@@ -1,0 +1,36 @@
+// What a phone's reader cannot see or touch: [kind, detail] pairs.
+(() => {
+  const found = [];
+  const say = (kind, detail) => found.push([kind, String(detail).replace(/\s+/g, " ").trim().slice(0, 160)]);
+  const article = document.querySelector(".bd-article, article, main") || document.body;
+  const shown = e => e.getClientRects().length > 0 && getComputedStyle(e).visibility !== "hidden";
+  const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+
+  // a formula in a line: its right edge lies inside of every box around it, or inside of one that scrolls
+  for (const formula of article.querySelectorAll("mjx-container:not([display])")) {
+    const drawn = formula.querySelector("svg");
+    if (!drawn || !shown(formula)) continue;
+    const right = drawn.getBoundingClientRect().right;
+    for (let at = formula; at && at !== document.body; at = at.parentElement) {
+      const style = getComputedStyle(at);
+      if (style.overflowX === "visible") continue;
+      if (scrolls(at)) break;
+      if (right > at.getBoundingClientRect().right + 1) {
+        say("clipped formula", `in a line: ${formula.parentElement.closest("p, li, td, figcaption")?.textContent}`);
+        break;
+      }
+    }
+  }
+
+  for (const box of article.querySelectorAll("*")) {
+    if (box.scrollWidth - box.clientWidth <= 1 || !box.clientWidth || !shown(box) || !scrolls(box)) continue;
+    if (!box.matches(".cd-more-right, .cd-more-left")) say("scrolls without a hint", box.outerHTML.slice(0, 120));
+    if (box.querySelector("caption, figcaption")) say("caption that scrolls away", box.querySelector("caption, figcaption").textContent);
+    if (box.matches(".cd-canvas")) say("figure cut", box.closest("figure")?.textContent.slice(0, 80));
+  }
+  for (const box of article.querySelectorAll(".cd-canvas"))
+    if (box.scrollWidth - box.clientWidth > 1) say("figure cut", `${box.scrollWidth} px in ${box.clientWidth}`);
+  for (const control of article.querySelectorAll("figure input, figure button"))
+    if (shown(control) && control.getBoundingClientRect().height < 24) say("small control", control.outerHTML);
+  return found;
+})()
