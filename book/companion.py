@@ -32,6 +32,7 @@ from cdelta import _files, ledger
 
 LOGGER = logging.getLogger(__name__)
 EXECUTED = "book/executed/"
+GITHUB, COLAB = "https://github.com/", "_colab"
 GROUPS = {
     "T": "Theory",
     "E": "Experiments",
@@ -87,7 +88,7 @@ def scorecard(
     counts = Counter(verdicts.values())
     used = sorted({record["profile"] for record in records})
     lines = [
-        *wall(claims, verdicts),
+        *wall(verdicts),
         f"{len(claims)} claims, {len(records)} measured quantities"
         + (f", profile {' and '.join(f'`{name}`' for name in used)}." if used else "."),
         "",
@@ -122,19 +123,17 @@ def of_claim(
     claim_id: str, records: list[dict[str, Any]], pages: dict[str, str]
 ) -> list[dict[str, Any]]:
     return [
-        record
-        for record in records
-        if record["claim"] == claim_id and record["notebook"] in pages
+        record for record in records if record["claim"] == claim_id and record["notebook"] in pages
     ]
 
 
-def wall(claims: dict[str, dict[str, Any]], verdicts: dict[str, str]) -> list[str]:
+def wall(verdicts: dict[str, str]) -> list[str]:
     """Every claim as one square in the colour of its verdict, a line of them for each group."""
     lines = ["::::{div} cd-wall"]
     for letter, title in GROUPS.items():
         squares = [
-            f"[{claim_id}](#{finish.anchor(claim_id)}){{.cd-square .{outcome_class(verdicts[claim_id])}}}"
-            for claim_id in claims
+            f"[{claim_id}](#{finish.anchor(claim_id)}){{.cd-square .{outcome_class(outcome)}}}"
+            for claim_id, outcome in verdicts.items()
             if claim_id[0] == letter
         ]
         if squares:
@@ -153,9 +152,7 @@ def entry(
         "",
     ]
     recorded = dict.fromkeys(record["notebook"] for record in records)
-    chapters = ", ".join(
-        f"[Chapter {int(name[:2])}](/{EXECUTED}{name}.ipynb)" for name in recorded
-    )
+    chapters = ", ".join(f"[Chapter {int(name[:2])}](/{EXECUTED}{name}.ipynb)" for name in recorded)
     found = [chapters or f"Chapter {int(claim['chapter'])}", *trail(claim_id, claim)]
     lines += [" · ".join([f"[{claim['where']}]{{.cd-where}}", *found]), ""]
     if claim.get("not_run"):
@@ -371,8 +368,8 @@ def write_if_changed(path: Path, text: str) -> None:
 def add_source_buttons(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """A download of the MyST source of a chapter; with a known repository, links to its source and
-    to Colab."""
+    """A download of the MyST source of a chapter; with a known repository, links to its source, to
+    Colab and to Binder."""
     if doctree is None or "header_buttons" not in context:
         return
     name = pagename.removeprefix(EXECUTED)
@@ -409,18 +406,8 @@ def add_source_buttons(
             f"{url}/edit/{branch}/{quote(source)}", "Edit", "Suggest an edit", "fas fa-pencil-alt"
         ),
     ]
-    if notebook and url.startswith("https://github.com/"):
-        path = (
-            f"{url.removeprefix('https://github.com/')}/blob/{branch}/notebooks/{quote(name)}.ipynb"
-        )
-        entries.append(
-            link(
-                f"https://colab.research.google.com/github/{path}",
-                "Colab",
-                "Run in Colab",
-                "fas fa-rocket",
-            )
-        )
+    if notebook and url.startswith(GITHUB):
+        entries += run_elsewhere(app, name, url, branch)
     buttons.append(
         {
             "type": "group",
@@ -430,6 +417,37 @@ def add_source_buttons(
             "label": "source-buttons",
         }
     )
+
+
+def run_elsewhere(app: Sphinx, name: str, url: str, branch: str) -> list[dict[str, str]]:
+    """Links that run a chapter in Colab, where a first cell installs what it imports, and in
+    Binder, which takes it from ``environment.yml``.
+
+    Colab opens files of a branch: the copies with that cell are published beside the pages.
+    """
+    repository = url.removeprefix(GITHUB)
+    pages = os.environ.get("CDELTA_PAGES_BRANCH", "gh-pages")
+    source = Path(app.srcdir) / "notebooks" / f"{name}.ipynb"
+    installing(source, Path(app.outdir) / COLAB / f"{name}.ipynb", f"git+{url}@{branch}")
+    colab = f"https://colab.research.google.com/github/{repository}/blob/{pages}/{COLAB}"
+    notebook = quote(f"notebooks/{name}.ipynb", safe="")
+    binder = f"https://mybinder.org/v2/gh/{repository}/{branch}?urlpath=lab%2Ftree%2F{notebook}"
+    return [
+        link(f"{colab}/{quote(name)}.ipynb", "Colab", "Run in Colab", "fas fa-rocket"),
+        link(binder, "Binder", "Run in Binder", "fas fa-play"),
+    ]
+
+
+def installing(source: Path, target: Path, package: str) -> None:
+    """A copy of a notebook whose first code cell installs the package from its repository."""
+    import nbformat
+
+    notebook = nbformat.read(source, as_version=4)
+    line = f'%pip install -q "cdelta[data] @ {package}" myst-nb'
+    kinds = [cell.cell_type for cell in notebook.cells]
+    first = kinds.index("code") if "code" in kinds else len(kinds)
+    notebook.cells.insert(first, nbformat.v4.new_code_cell(line, id="install"))
+    _files.write(target, nbformat.writes(notebook))
 
 
 def finish_page(

@@ -14,6 +14,7 @@ _APART = re.compile(
     r"<(script|style|svg|pre|a|code|h[1-6]|button|summary)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)",
     re.S | re.I,
 )
+_PARAMETERS = re.compile(r'<dl>\n((?:<dd><em class="sig-param">.*?</em>,?</dd>\n)+)</dl>')
 _BETWEEN = r"(?:,?\s+(?:and|or|to)\s+|,\s+|\s*–\s*)"
 _CHAPTERS = re.compile(rf"\b([Cc]hapter)(s?)\s+(\d{{1,2}}(?:{_BETWEEN}\d{{1,2}})*)\b(?!\.\d)")
 
@@ -52,9 +53,7 @@ def link_chapters(
     return prose(body, lambda text: _CHAPTERS.sub(mention, text))
 
 
-def link_claims(
-    body: str, claims: Mapping[str, Iterable[tuple[str, str]]], scorecard: str
-) -> str:
+def link_claims(body: str, claims: Mapping[str, Iterable[tuple[str, str]]], scorecard: str) -> str:
     """From a theorem (or a section) back to what the scorecard says of it.
 
     ``claims``: by label the ids of the claims that it states, with their verdicts. A title's own
@@ -62,8 +61,8 @@ def link_claims(
     """
     for label, found in claims.items():
         links = " ".join(
-            f'<a class="cd-claim-link" href="{scorecard}#{anchor(claim_id)}">{html.escape(claim_id)}'
-            f" · {verdict}</a>"
+            f'<a class="cd-claim-link" href="{scorecard}#{anchor(claim_id)}">'
+            f"{html.escape(claim_id, quote=False)} · {verdict}</a>"
             for claim_id, verdict in found
         )
         theorem = re.compile(
@@ -71,7 +70,9 @@ def link_claims(
             r"(.*?)(</p>)",
             re.S,
         )
-        heading = re.compile(rf'(id="{re.escape(label)}">(?:(?!</?h[1-6]).)*<h[1-6]>.*?</h[1-6]>)', re.S)
+        heading = re.compile(
+            rf'(id="{re.escape(label)}">(?:(?!</?h[1-6]).)*<h[1-6]>.*?</h[1-6]>)', re.S
+        )
         body, count = theorem.subn(
             lambda match, links=links: f"{match[1]}{untitled(match[2])} {links}{match[3]}", body
         )
@@ -98,9 +99,17 @@ def anchor(claim_id: str) -> str:
 def tidy(body: str) -> str:
     """The body of a page for those who hear it.
 
-    A fold is called what is written on it; an empty cell heads nothing; a list of references is no
-    list to those who ask for its items' roles.
+    A fold is called what is written on it; an empty cell heads nothing; a signature's parameters
+    are no definitions; a list of references is no list to those who ask for its items' roles.
     """
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     body = re.sub(r"<th\b([^>]*)>((?:\s|<p>|</p>)*)</th>", r"<td\1>\2</td>", body)
-    return re.sub(r'(<div class="docutils citation[^>]*)role="list"', r"\1", body)
+    body = _PARAMETERS.sub(
+        lambda match: (
+            '<span class="cd-parameters">'
+            + match[1].replace("<dd>", '<span class="cd-parameter">').replace("</dd>", "</span>")
+            + "</span>"
+        ),
+        body,
+    )
+    return re.sub(r' role="(?:list|doc-biblioentry)"', "", body)

@@ -2,8 +2,9 @@
 // the inside of formulas, figures and highlighted code has no structure for axe to judge, and costs it most of its time. Contrast
 // inside of them is measured by inspect.js.
 (async () => {
-  for (const drawn of document.querySelectorAll("mjx-container, svg")) drawn.replaceChildren();
-  for (const code of document.querySelectorAll(".highlight pre")) code.textContent = code.textContent;
+  for (const formula of document.querySelectorAll("mjx-container")) formula.textContent = "formula"; // it has a text of its own
+  for (const drawn of document.querySelectorAll("figure svg")) drawn.replaceChildren();
+  for (const code of document.querySelectorAll(".highlight pre, .sig-param, .sig-return, code")) code.textContent = code.textContent;
   document.querySelectorAll("script").forEach(script => script.remove());
   const still = document.head.appendChild(document.createElement("style"));
   still.textContent = "* { transition: none !important; animation: none !important }";

@@ -66,7 +66,7 @@
   for (const theme of ["light", "dark"]) {
     document.documentElement.dataset.theme = theme;
     const reported = new Set();
-    for (const element of article.querySelectorAll("h1, h2, h3, p, li, td, th, a, figcaption, dt, pre, pre span, svg text, mjx-container")) {
+    for (const element of article.querySelectorAll("h1, h2, h3, p, li, td, th, a, figcaption, dt, .sig span, pre, pre span, code, code span, svg text, mjx-container")) {
       const own = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
       if (!(own || element.matches("mjx-container")) || !element.getClientRects().length) continue;
       const style = getComputedStyle(element);

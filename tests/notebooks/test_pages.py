@@ -26,8 +26,9 @@ a {{ color: inherit }} mjx-container[display] {{ overflow-x: auto; max-width: 10
 @media print {{ pre {{ white-space: pre-wrap }} }}</style>
 <script>window.MathJax = {{tex: {{macros: {{E: "\\\\mathbb{{E}}"}}}}}}</script>
 <script defer src="mathjax/tex-svg-full.js"></script>
-<script defer src="tippy/popper.min.js"></script><script defer src="tippy/tippy-bundle.umd.min.js"></script>{head}
-<script defer src="page.js"></script></head><body><main class="bd-article">
+<script defer src="tippy/popper.min.js"></script>
+<script defer src="tippy/tippy-bundle.umd.min.js"></script>
+<script defer src="page.js"></script>{head}</head><body><main class="bd-article">
 <h1 id="title">A title</h1><p>Text, <span class="math">\\(\\E[x] = \\frac{{1}}{{2}}\\)</span>, and
 <a href="#title">a link</a>, <a href="other.html#there">another</a>, <a href="data.txt">a file</a>,
 <a href="https://example.org/">outside</a>.</p>
@@ -36,7 +37,6 @@ a {{ color: inherit }} mjx-container[display] {{ overflow-x: auto; max-width: 10
 <figure><svg role="img" aria-label="a circle" width="9" height="9"><circle r="4"/></svg>
 <img alt="a dot" src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></figure>
 {body}</main></body></html>"""
-
 
 
 def preview(options, link='<a href="#title" id="linked">a link with a preview</a>'):
@@ -70,9 +70,7 @@ BROKEN = {
         '<figure><div class="cd-canvas" style="overflow-x: auto"><svg role="img" '
         'aria-label="a circle" width="480" height="9"><circle r="4"/></svg></div></figure>'
     ),
-    "small control": (
-        '<figure><input type="range" aria-label="t" style="height: 12px"></figure>'
-    ),
+    "small control": ('<figure><input type="range" aria-label="t" style="height: 12px"></figure>'),
     "cut code": f'<pre style="overflow-x: auto">{"long " * 99}</pre>',
     "lost in print": "<style>@media print { h1 { display: none } }</style>",
     "lost in print: a line": '<pre style="white-space: pre !important">code</pre>',
@@ -166,8 +164,8 @@ def test_each_kind_of_problem_is_found(site, name):
     kind = name.split(":")[0]
     problems = site.get(f"broken{list(BROKEN).index(name)}.html", [])
     assert kind in {problem.kind for problem in problems}
-    # and nothing else is reported, except what a browser itself adds to a failed request, and axe to
-    # what it looks for as well
+    # and nothing else is reported, except what a browser itself adds to a failed request, and what
+    # axe looks for as well
     assert {problem.kind for problem in problems} <= {kind, "console error", "axe"}
 
 

@@ -64,8 +64,8 @@ def test_evidence_of_a_claim_is_there(claim_id):
 
 def rows(text):
     """Each claim's part of the scorecard, by its id."""
-    parts = text.split("* - [**")[1:]
-    return {part.split("**]")[0]: part for part in parts}
+    parts = text.split("\n::::{div} cd-claim ")[1:]
+    return {re.search(r"\[(.*?)\]\{\.cd-id\}", part)[1]: part for part in parts}
 
 
 def test_every_claim_of_the_paper_and_of_this_project_is_listed():
@@ -136,14 +136,35 @@ def test_scorecard_shows_what_was_measured():
     assert "an error: [0.123 ± 0.045]{.cd-number} ≤ 1" in found["T1"]
     assert "[3]{.cd-number} ≥ 2" in found["T1"]
     assert "[reproduced]" in found["T1"]
-    assert "[chapter 01](/book/executed/01_a.ipynb)" in found["T1"]
-    assert "[derived]" in found["C3'"] and "[chapter 06](/book/executed/06_b.ipynb)" in found["C3'"]
+    assert "[Chapter 1](/book/executed/01_a.ipynb)" in found["T1"]
+    assert "[derived]" in found["C3'"] and "[Chapter 6](/book/executed/06_b.ipynb)" in found["C3'"]
     assert "[open]" in found["T2"] and "an error" not in found["T2"]
     assert "[not run here]" in found["E6'"] and "it needs the images and a GPU" in found["E6'"]
     assert (
         "**1** the paper's claim holds" in text
         and f"**{len(CLAIMS) - 3}** no notebook has measured it" in text
     )
+
+
+def test_every_claim_is_a_square_that_leads_to_it():
+    text = companion.scorecard(CLAIMS, [record("T1")], {"01_a": "A"})
+    wall = text.partition("::::{div} cd-wall\n")[2].partition("::::\n")[0]
+    squares = re.findall(r"\[(\S+)\]\(#(\S+)\)\{\.cd-square \.cd-is-(\S+)\}", wall)
+    assert [claim for claim, _, _ in squares] == sorted(
+        CLAIMS, key=lambda claim: list(companion.GROUPS).index(claim[0])
+    )
+    assert squares[0] == ("T1", "claim-t1", "reproduced") and squares[1][2] == "open"
+    assert all(
+        f"\n({target})=\n::::{{div}} cd-claim cd-is-{verdict}\n" in text
+        for _, target, verdict in squares
+    )
+
+
+def test_measurements_of_a_claim_are_in_a_fold_that_says_how_they_went():
+    records = [PASSED, HOLDS | {"claim": "T1"}, FAILS | {"claim": "T1"}, FAILS | {"claim": "T1"}]
+    row = rows(companion.scorecard(CLAIMS, records, {"01_a": "A"}))["T1"]
+    assert ":::{dropdown} 4 measurements: 1 checked, 1 holds, 2 fail\n- an error: " in row
+    assert row.index("dropdown") < row.index("an error") < row.index("\n:::\n")
 
 
 def test_scorecard_shows_what_was_decided_and_beside_what():
@@ -226,8 +247,9 @@ def book(tmp_path):
     folder.mkdir()
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_a.md").write_text("# A title\n")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title")])
-    nbformat.write(notebook, folder / "01_a.ipynb")
+    cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1")]
+    for place in (tmp_path / "notebooks", folder):
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), place / "01_a.ipynb")
     entry = {
         key: value for key, value in record("T1").items() if key not in ("notebook", "profile")
     }
@@ -256,7 +278,8 @@ def test_book_builds_and_a_missed_bound_or_unknown_claim_stops_it(book):
     assert 'id="claim-t1"' in page
     assert (root / "_build/html/_sources/notebooks/01_a.md").read_text() == "# A title\n"
     page = (root / "_build/html/book/executed/01_a.html").read_text()
-    assert "github" not in page.replace("github.com/pydata", "")
+    assert "github" not in page.replace("github.com/pydata", "") and "mybinder" not in page
+    assert not (root / "_build/html/_colab").exists()
 
     write(value=2.0, passed=False)
     done = build(root)
@@ -284,8 +307,16 @@ def test_repository_links_follow_the_source(book, monkeypatch):
     base = "https://github.com/someone/causality-delta"
     assert f"{base}/blob/main/notebooks/01_a.md" in chapter
     assert f"{base}/edit/main/notebooks/01_a.md" in chapter
-    colab = "colab.research.google.com/github/someone/causality-delta/blob/main/notebooks"
+    colab = "colab.research.google.com/github/someone/causality-delta/blob/gh-pages/_colab"
     assert f"{colab}/01_a.ipynb" in chapter
+    there = nbformat.read(root / "_build/html/_colab/01_a.ipynb", as_version=4)
+    nbformat.validate(there)
+    title, install, code = there.cells
+    assert install.source == f'%pip install -q "cdelta[data] @ git+{base}@main" myst-nb'
+    assert (title.source, code.source) == ("# A title", "1")
+    assert "pip install" not in (root / "notebooks/01_a.ipynb").read_text()
+    binder = "mybinder.org/v2/gh/someone/causality-delta/main?urlpath=lab%2Ftree%2Fnotebooks"
+    assert f"{binder}%2F01_a.ipynb" in chapter
     assert f"{base}/blob/main/book/status.md" in (root / "_build/html/book/status.html").read_text()
 
 

@@ -1,0 +1,83 @@
+"""On a narrow screen a figure's columns stand under one another."""
+
+import itertools
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from cdelta import figures
+from cdelta.figures.panels import windows
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with plt.rc_context():
+        figures.use()
+        yield
+
+
+def laid_out(fig):
+    fig.draw_without_rendering()
+    found = windows(fig)
+    plt.close(fig)
+    return found
+
+
+def covers(window, box, fig):
+    """Whether a window holds a box in pixels."""
+    x, y, width, height = window
+    scale, top = 72 / fig.dpi, 72 * fig.get_figheight()
+    left, low, right, high = box.extents * scale
+    return x <= left and right <= x + width and y <= top - high and top - low <= y + height
+
+
+def test_each_panel_has_a_window_that_holds_all_of_it():
+    fig, axes = plt.subplots(1, 3)
+    for number, ax in enumerate(axes):
+        ax.set(title=f"panel {number}", xlabel="x", ylabel="y")
+    found = laid_out(fig)
+    assert len(found) == 3 and sorted(found) == found
+    for window, ax in zip(found, axes, strict=True):
+        assert covers(window, ax.get_tightbbox(), fig)
+    for before, after in itertools.pairwise(found):
+        assert before[0] + before[2] <= after[0] + 4  # the margins of 2 points on each side
+
+
+def test_a_colour_bar_belongs_to_its_panel():
+    fig, axes = plt.subplots(1, 2)
+    axes[0].plot([0, 1])
+    image = axes[1].imshow(np.eye(3))
+    bar = figures.colorbar(image, axes[1])
+    found = laid_out(fig)
+    assert len(found) == 2
+    assert covers(found[1], axes[1].get_tightbbox(), fig)
+    assert covers(found[1], bar.ax.get_tightbbox(), fig)
+
+
+def test_what_stands_over_all_panels_has_a_window_of_its_own():
+    fig, axes = plt.subplots(1, 2)
+    title = fig.suptitle("both")
+    found = laid_out(fig)
+    assert len(found) == 3
+    assert covers(found[0], title.get_window_extent(), fig)
+    assert covers(found[1], axes[0].get_tightbbox(), fig)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 8)])
+def test_a_column_and_a_grid_of_small_pictures_stay_whole(shape):
+    fig, _ = plt.subplots(*shape)
+    assert laid_out(fig) == []
+
+
+def test_the_windows_use_the_drawing(shown):
+    fig, _ = plt.subplots(1, 2)
+    figures.show(fig, caption="c", alt="a")
+    whole, *panels = re.findall(r"<svg.*?</svg>", shown[0], re.S)
+    name = re.search(r'<g id="([^"]*-whole)">', whole)[1]
+    assert len(panels) == 2
+    assert all(
+        f'<use href="#{name}"/>' in panel and 'aria-hidden="true"' in panel for panel in panels
+    )
+    assert 'class="cd-canvas cd-panels"' in shown[0]

@@ -1,0 +1,121 @@
+"""What is done to a page's HTML, on small pages."""
+
+import finish
+import pytest
+
+PAGES = {4: "04_a.html", 5: "", 10: "10_b.html"}
+
+
+def linked(text):
+    missing = []
+    return finish.link_chapters(text, PAGES.get, missing.append), missing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("see chapter 04.", 'see <a class="reference internal" href="04_a.html">Chapter 4</a>.'),
+        ("(Chapter\n10)", '(<a class="reference internal" href="10_b.html">Chapter 10</a>)'),
+        (
+            "chapters 04 and 10's",
+            'Chapters <a class="reference internal" href="04_a.html">4</a> and '
+            '<a class="reference internal" href="10_b.html">10</a>\'s',
+        ),
+        ("chapter 05 itself", "Chapter 5 itself"),
+    ],
+)
+def test_a_chapter_that_is_named_is_linked(text, said):
+    assert linked(text) == (said, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<pre>chapter 04</pre>",
+        "<h2>On chapter 04</h2>",
+        '<a href="x"><span>chapter 04</span></a>',
+        '<svg><text>chapter 04</text></svg><p title="chapter 04">',
+        "a chapter of 04 parts, chapter 4.2, chapters",
+    ],
+)
+def test_what_is_no_prose_stays(text):
+    assert linked(text) == (text, [])
+
+
+def test_a_chapter_that_is_not_there_is_told():
+    assert linked("chapter 07, chapters 04 to 11") == (
+        'Chapter 7, Chapters <a class="reference internal" href="04_a.html">4</a> to 11',
+        [7, 11],
+    )
+
+
+def theorem(title):
+    return (
+        '<div class="proof theorem admonition" id="thm-C3">\n<p class="admonition-title">'
+        f'<span class="caption-number">Theorem 6.1 </span>{title}</p>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "kept"),
+    [
+        (" (It counts (C3))", " (It counts)"),
+        (" (C3)", ""),
+        (" (It counts (C3’, C13))", " (It counts)"),
+        (" (Of all <em>maps</em> (of one kind))", " (Of all <em>maps</em> (of one kind))"),
+        ("", ""),
+    ],
+)
+def test_a_theorem_leads_back_to_its_claims(title, kept):
+    claims = {"thm-C3": [("C3", "derived"), ("C3'", "in part")], "thm-X": [("T1", "open")]}
+    done = finish.link_claims(theorem(title), claims, "../scorecard.html")
+    links = (
+        '<a class="cd-claim-link" href="../scorecard.html#claim-c3">C3 · derived</a> '
+        '<a class="cd-claim-link" href="../scorecard.html#claim-c3-prime">C3\' · in part</a>'
+    )
+    assert done == theorem(f"{kept} {links}")
+
+
+def test_a_section_leads_back_to_its_claims():
+    page = '<section id="fives">\n<span id="sec-e5"></span><h2>Fives<a>#</a></h2>\n<p>text</p>'
+    done = finish.link_claims(page, {"sec-e5": [("E5", "in part")]}, "s.html")
+    link = '<a class="cd-claim-link" href="s.html#claim-e5">E5 · in part</a>'
+    assert done == page.replace("</h2>", f'</h2>\n<p class="cd-claim-links">{link}</p>')
+
+
+def test_what_is_heard_is_tidy():
+    assert finish.tidy('<summary aria-label="Toggle hidden content">Show</summary>') == (
+        "<summary>Show</summary>"
+    )
+    assert finish.tidy('<th class="head"><p></p></th><th>a</th>') == (
+        '<td class="head"><p></p></td><th>a</th>'
+    )
+    assert finish.tidy('<div role="list"><div id="a" role="doc-biblioentry">') == (
+        '<div><div id="a">'
+    )
+    parameter = '<dd><em class="sig-param">x</em>,</dd>\n'
+    assert finish.tidy(f"<dl>\n{parameter}</dl>") == (
+        '<span class="cd-parameters"><span class="cd-parameter"><em class="sig-param">x</em>,'
+        "</span>\n</span>"
+    )
+    assert finish.tidy(f"<dl>\n<dt>a</dt>{parameter}</dl>") == f"<dl>\n<dt>a</dt>{parameter}</dl>"
+
+
+def test_references_are_named_by_author_and_year(tmp_path):
+    import citing
+    from pybtex.database import parse_string
+    from pybtex.plugin import find_plugin
+
+    def work(key, author, year):
+        fields = {"author": author, "year": year, "journal": "J", "title": "On Δ and A Map"}
+        said = ", ".join(f"{name} = {{{value}}}" for name, value in fields.items())
+        return f"@article{{{key}, {said}}}"
+
+    people = ("Ada B. Ö{\\'e} and Bo Li and C. D", "Bo Li", "Bo Li", "Bo Li and C. van D")
+    works = [work(f"w{i}", who, 2000 + (i == 3)) for i, who in enumerate(people)]
+    citing.setup()
+    style = find_plugin("pybtex.style.formatting", "author_year")()
+    done = {e.key: e for e in style.format_bibliography(parse_string("\n".join(works), "bibtex"))}
+    labels = [done[f"w{i}"].label for i in range(4)]
+    assert labels == ["Öé et al., 2000", "Li, 2000a", "Li, 2000b", "Li and van D, 2001"]
+    assert "On Δ and A Map" in done["w1"].text.render_as("text")
