@@ -264,13 +264,7 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
             f"  - {when}",
             f"  - {run['commit'] or '—'}",
         ]
-    total = sum(runs[name]["seconds"] for name in pages)
-    lines += [
-        ":::",
-        "",
-        f"Together {total:.0f} seconds, counted one after the other; several run at once.",
-        "",
-    ]
+    lines += [":::", "", times(runs, pages), ""]
     lines += [
         "A `+` after a commit: the working copy differed from it.",
         "",
@@ -300,6 +294,22 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     }
     lines += [":::", "", f"Executed on {' and '.join(sorted(machines)) or platform.system()}.", ""]
     return "\n".join(lines)
+
+
+def times(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
+    """How long this build's chapters took: the same sentence on the first page and on the status
+    page."""
+    if not pages:
+        return "No chapter is executed yet."
+    seconds = {name: runs[name]["seconds"] for name in pages}
+    longest = max(seconds, key=seconds.__getitem__)
+    profiles = sorted({runs[name]["profile"] for name in pages})
+    return (
+        f"In this build (profile {' and '.join(f'`{name}`' for name in profiles)}) the longest "
+        f"chapter, [{escape(pages[longest])}](/{EXECUTED}{longest}.ipynb), took "
+        f"{seconds[longest]:.0f} seconds, and all of them {sum(seconds.values()):.0f}, counted one "
+        "after the other; several run at once."
+    )
 
 
 # -------------------------------------------------------------------------------------- with Sphinx
@@ -333,8 +343,10 @@ def prepare(app: Sphinx, config: Any) -> None:
             )
     write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
     write_if_changed(folder / "evidence.md", evidence(claims))
+    shown = {name: runs[name] for name in pages}
+    write_if_changed(folder / "times.md", times(shown, pages) + "\n")
     app.cdelta_claims = stated(claims, judged(claims, records, pages))
-    write_if_changed(folder / "status.md", status({name: runs[name] for name in pages}, pages))
+    write_if_changed(folder / "status.md", status(shown, pages))
 
 
 def stated(

@@ -138,7 +138,7 @@ def drawn(
         svg += (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="cd-panel" aria-hidden="true" '
             f'viewBox="{x:.1f} {y:.1f} {wide:.1f} {high:.1f}" style="display:none;'
-            f'{_PANEL.format(width=1.4 * wide)}"><use href="#{prefix}-whole"/></svg>'
+            f'{_PANEL.format(width=wide)}"><use href="#{prefix}-whole"/></svg>'
         )
     return svg, prefix
 

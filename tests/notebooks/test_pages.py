@@ -7,6 +7,7 @@ Without either it fails, it does not skip.
 
 import json
 import os
+import re
 import shutil
 
 import nbformat
@@ -215,15 +216,59 @@ def test_site_does_not_know_where_it_was_made(book):
 CHAPTERS = sorted(path.stem for path in (SITE / "book" / "executed").glob("[0-9]*.html"))
 
 
-def test_search_finds_a_chapter(book, tab):
-    tab.open((book / "search.html").as_uri() + "?q=conditional+mean")
-    links = tab.evaluate(
-        """(async () => { for (let i = 0; i < 100; i++) {
+def search(book, tab, query):
+    """The addresses that the search page finds, in its order, once it has found all."""
+    tab.open((book / "search.html").as_uri() + f"?q={query}")
+    return tab.evaluate(
+        """(async () => { let before = -1; for (let i = 0; i < 100; i++) {
              const found = [...document.querySelectorAll('#search-results li a')];
-             if (found.length) return found.map(link => link.getAttribute('href'));
-             await new Promise(done => setTimeout(done, 100)); } return []; })()"""
+             if (found.length && found.length === before)
+               return found.map(link => link.getAttribute('href'));
+             before = found.length;
+             await new Promise(done => setTimeout(done, 200)); } return []; })()"""
     )
-    assert any("01_linear_maps" in link for link in links)
+
+
+def test_search_finds_a_chapter(book, tab):
+    assert any("01_linear_maps" in link for link in search(book, tab, "conditional+mean"))
+
+
+def test_search_puts_the_chapter_on_a_word_first(book, tab):
+    for query, chapter in (("wiggle", "06_"), ("mixtures", "04_"), ("faces", "13_")):
+        assert f"executed/{chapter}" in search(book, tab, query)[0], query
+
+
+def test_search_quotes_prose(book, tab):
+    """Neither a page's contents nor its code nor TeX."""
+    (page,) = (book / "book/executed").glob("06_*.html")
+    tab.open(page.as_uri())
+    text = page.read_text("utf-8")
+    quoted = tab.evaluate(f"Search.htmlToText({json.dumps(text)}, '')")
+    first = re.search(r"</h1>\s*<p>(\w+ \w+ \w+)", text)[1]
+    assert quoted.startswith(first) and len(quoted) > 5000
+    assert not re.search(r"\\|import jax|settings\[|Contents|Show code", quoted)
+
+
+def test_the_first_page_leads_to_the_first_chapter(book):
+    page = (book / "book/index.html").read_text("utf-8")
+    following = re.search(r'class="right-next"\s+href="([^"]*)"', page)[1]
+    assert following.startswith("executed/01_")
+
+
+def test_icons_are_loaded_once(book):
+    """From the theme's web font, not a second time as 1.5 MB of JavaScript."""
+    pages_with = [page for page in book.rglob("*.html") if "fontawesome.js" in page.read_text()]
+    assert pages_with == []
+
+
+def test_a_theorem_and_its_claim_lead_to_each_other(book):
+    for claim, label in (("t7", "thm-T7"), ("c3", "thm-C3")):
+        scorecard = (book / "book/scorecard.html").read_text("utf-8")
+        entry = scorecard.partition(f'id="claim-{claim}"')[2].partition('id="claim-')[0]
+        page, anchor = re.search(rf'href="(executed/\w+\.html)#({label})"', entry, re.I).groups()
+        chapter = (book / "book" / page).read_text("utf-8")
+        theorem = chapter.partition(f'id="{anchor}"')[2].partition("</p>")[0]
+        assert f'href="../scorecard.html#claim-{claim}"' in theorem
 
 
 def test_preview_of_a_formula_appears(book, tab):

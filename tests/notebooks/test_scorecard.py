@@ -197,6 +197,17 @@ def test_scorecard_leads_from_a_claim_to_theorem_function_and_test():
     assert ":::{literalinclude} /tests/test_a.py" in page and ":pyobject: test_b" in page
 
 
+def test_landing_and_status_page_say_the_same_of_time():
+    run = {"profile": "book", "seconds": 61.4, "executed": "2026-01-01T00:00:00+00:00"}
+    run |= {"machine": execute.machine(), "versions": execute.versions(), "ledger": []}
+    runs = {"01_a": {**run, "commit": "abc"}, "02_b": {**run, "commit": "abc", "seconds": 90.2}}
+    titles = {"01_a": "1. A", "02_b": "2. B"}
+    said = companion.times(runs, titles)
+    assert "[2. B](/book/executed/02_b.ipynb), took 90 seconds, and all of them 152" in said
+    assert said in companion.status(runs, titles)
+    assert "executed/times.md" in (ROOT / "book/index.md").read_text("utf-8")
+
+
 def test_records_of_notebooks_that_are_no_chapter_do_not_count():
     text = companion.scorecard(CLAIMS, [record("T1", notebook="99_draft")], {"01_a": "A"})
     assert "[open]" in rows(text)["T1"]
