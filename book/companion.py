@@ -479,7 +479,9 @@ def finish_page(
         LOGGER.info("%s: there is no chapter %d", pagename, number)
 
     body = finish.link_chapters(context["body"], address, missing)
+    body = finish.link_figures(body, address)
     if pagename.startswith(EXECUTED):
+        body = finish.number_figures(body, int(pagename.removeprefix(EXECUTED)[:2]))
         scorecard = app.builder.get_relative_uri(pagename, "book/scorecard")
         body = finish.link_claims(body, app.cdelta_claims, scorecard)
     context["body"] = finish.tidy(body)

@@ -53,6 +53,40 @@ def link_chapters(
     return prose(body, lambda text: _CHAPTERS.sub(mention, text))
 
 
+def number_figures(body: str, chapter: int) -> str:
+    """Captions begin with "Figure 6.1" or "Table 6.1", in the page's order, and the number is a
+    place that a link can lead to: ``#figure-6-1``."""
+    counts = {"Figure": 0, "Table": 0}
+
+    def numbered(match: re.Match[str]) -> str:
+        kind = "Table" if "cd-table" in match[1] else "Figure"
+        counts[kind] += 1
+        name = f"{chapter}.{counts[kind]}"
+        anchor = f"{kind.lower()}-{name.replace('.', '-')}"
+        return f'{match[1]}{match[2]}<b class="cd-numbered" id="{anchor}">{kind} {name}</b> '
+
+    return re.sub(
+        r'(<figure class="cd-(?:figure|table)[^>]*>)((?:(?!</figure>).)*?<figcaption[^>]*>)',
+        numbered,
+        body,
+        flags=re.S,
+    )
+
+
+def link_figures(body: str, address: Callable[[int], str | None]) -> str:
+    """Each "Figure 6.1" or "Table 6.1" in the text leads there."""
+
+    def mention(match: re.Match[str]) -> str:
+        kind, chapter, number = match.groups()
+        where = address(int(chapter))
+        if where is None:
+            return match[0]
+        target = f"{where}#{kind.lower()}-{chapter}-{number}"
+        return f'<a class="reference internal" href="{target}">{match[0]}</a>'
+
+    return prose(body, lambda text: re.sub(r"\b(Figure|Table) (\d+)\.(\d+)\b", mention, text))
+
+
 def link_claims(body: str, claims: Mapping[str, Iterable[tuple[str, str]]], scorecard: str) -> str:
     """From a theorem (or a section) back to what the scorecard says of it.
 

@@ -49,6 +49,24 @@ def test_a_chapter_that_is_not_there_is_told():
     )
 
 
+def test_figures_and_tables_are_numbered_and_found():
+    caption = '<figcaption class="c">{}It moves.</figcaption></figure>'
+    drawn, table = '<figure class="cd-figure" id="cd-1"><svg></svg>', '<figure class="cd-table">'
+    page = "".join(kind + caption.format("") for kind in (drawn, table, drawn))
+    number = '<b class="cd-numbered" id="{}-6-{}">{} 6.{}</b> '
+    done = "".join(
+        kind + caption.format(number.format(name.lower(), count, name, count))
+        for kind, name, count in ((drawn, "Figure", 1), (table, "Table", 1), (drawn, "Figure", 2))
+    )
+    assert finish.number_figures(page, 6) == done
+
+    told = finish.link_figures("<p>see Figure 4.2, Table 5.1, Figure 9.1, figure 4</p>", PAGES.get)
+    assert told == (
+        '<p>see <a class="reference internal" href="04_a.html#figure-4-2">Figure 4.2</a>, '
+        '<a class="reference internal" href="#table-5-1">Table 5.1</a>, Figure 9.1, figure 4</p>'
+    )
+
+
 def theorem(title):
     return (
         '<div class="proof theorem admonition" id="thm-C3">\n<p class="admonition-title">'
