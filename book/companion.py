@@ -469,6 +469,8 @@ def finish_page(
     undone."""
     if doctree is None or "body" not in context:
         return
+    # formulas are set on every page: a preview may show one of another page
+    app.env.get_domain("math").data["has_equations"][pagename] = True
     names = {int(name[:2]): EXECUTED + name for name in execute.chapters(Path(app.srcdir))}
 
     def address(number: int) -> str | None:
@@ -484,7 +486,7 @@ def finish_page(
         body = finish.number_figures(body, int(pagename.removeprefix(EXECUTED)[:2]))
         scorecard = app.builder.get_relative_uri(pagename, "book/scorecard")
         body = finish.link_claims(body, app.cdelta_claims, scorecard)
-    context["body"] = finish.tidy(body)
+    context["body"] = finish.reserve(finish.tidy(body))
 
 
 def drop_thebe(

@@ -8,6 +8,8 @@ import html
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+import typeset
+
 CLAIM = r"[A-Z]\d+['’]?"
 # what is no prose: it is left as it is
 _APART = re.compile(
@@ -130,6 +132,26 @@ def anchor(claim_id: str) -> str:
     return "claim-" + claim_id.lower().replace("'", "-prime")
 
 
+def reserve(body: str) -> str:
+    """Each formula carries the room that it will take, for the time until it is set."""
+
+    def inline(match: re.Match[str]) -> str:
+        room = typeset.width(html.unescape(match[2]))
+        return f'{match[1]} style="--cd-room: {room:.1f}ex">\\({match[2]}\\)</span>'
+
+    def display(match: re.Match[str]) -> str:
+        room = typeset.height(html.unescape(match[3]))
+        return f'{match[1]} style="--cd-room: {room:.1f}ex"{match[2]}\\[{match[3]}\\]</div>'
+
+    body = re.sub(r'(<span class="math [^">]*")>\\\((.*?)\\\)</span>', inline, body, flags=re.S)
+    return re.sub(
+        r'(<div class="math [^">]*")([^>]*>(?:(?!</div>|\\\[).)*)\\\[(.*?)\\\]</div>',
+        display,
+        body,
+        flags=re.S,
+    )
+
+
 def tidy(body: str) -> str:
     """The body of a page for those who hear it.
 
@@ -137,7 +159,9 @@ def tidy(body: str) -> str:
     are no definitions; a list of references is no list to those who ask for its items' roles.
     """
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
-    body = re.sub(r"<th\b([^>]*)>((?:\s|<p>|</p>)*)</th>", r"<td\1>\2</td>", body)
+    body = re.sub(
+        r"<th\b([^>]*?)(?: scope=\"\w+\")?>((?:\s|<p>|</p>)*)</th>", r"<td\1>\2</td>", body
+    )
     body = _PARAMETERS.sub(
         lambda match: (
             '<span class="cd-parameters">'

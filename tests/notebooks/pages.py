@@ -25,7 +25,7 @@ import websocket
 
 WIDTHS = (1280, 390)  # a laptop, a phone
 PAPER_WIDTH = 720  # a sheet of A4 without its margins, at 96 dots an inch
-SECONDS = 60  # for one page
+SECONDS = 180  # for one page: machines differ by a factor, and are shared
 SHIFT = 0.1  # of what may move while a page loads, in the browser's measure: below is "good"
 SHIFTS = """window.cdShifts = [];
 new PerformanceObserver(list => {

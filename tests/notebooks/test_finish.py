@@ -1,7 +1,10 @@
 """What is done to a page's HTML, on small pages."""
 
+import re
+
 import finish
 import pytest
+import typeset
 
 PAGES = {4: "04_a.html", 5: "", 10: "10_b.html"}
 
@@ -117,6 +120,29 @@ def test_what_is_heard_is_tidy():
         "</span>\n</span>"
     )
     assert finish.tidy(f"<dl>\n<dt>a</dt>{parameter}</dl>") == f"<dl>\n<dt>a</dt>{parameter}</dl>"
+
+
+def test_a_formula_keeps_the_room_that_it_will_take():
+    """Widths and heights as MathJax has them, in ex."""
+    sizes = {
+        r"Y": 1.7,
+        r"\Cov(\Delta x_t) = A(t) A(t)^\T": 22.5,
+        r"\Cov(\Delta x_t) = \varepsilon^2\, Y(t) Y(t)^\T": 25.0,
+        r"\Cov f(X) = \int_0^1 \E[J(X) J(X_\alpha)^\T] \, d\alpha": 33.6,
+        r"v = \E[x_1 - x_0 \mid x_t] = (g - x)/(1-t)": 35.7,
+    }
+    for tex, size in sizes.items():
+        assert typeset.width(tex) == pytest.approx(size, abs=0.5 + 0.12 * size), tex
+    assert typeset.height("x = 1") == pytest.approx(2.6, abs=0.5)
+    assert typeset.height(r"g = \frac{t}{s} \\ + 1") == pytest.approx(6.0 + 2.6, abs=1)
+    page = (
+        '<p>So <span class="math notranslate nohighlight">\\(x &lt; 1\\)</span></p>'
+        '<div class="math notranslate" id="a">\n<span class="eqno">(1)</span>\\[x\\]</div>'
+    )
+    done = finish.reserve(page)
+    rooms = [f' style="--cd-room: {room:.1f}ex"' for room in (typeset.width("x < 1"), 2.9)]
+    assert [done.count(room) for room in rooms] == [1, 1]
+    assert re.sub(' style="--cd-room: [0-9.]+ex"', "", done) == page
 
 
 def test_references_are_named_by_author_and_year(tmp_path):
