@@ -259,8 +259,8 @@ def book(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_a.md").write_text("# A title\n")
     cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("1")]
-    for place in (tmp_path / "notebooks", folder):
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), place / "01_a.ipynb")
+    for place, these in ((tmp_path / "notebooks", cells), (folder, cells[:1])):
+        nbformat.write(nbformat.v4.new_notebook(cells=these), place / "01_a.ipynb")
     entry = {
         key: value for key, value in record("T1").items() if key not in ("notebook", "profile")
     }
