@@ -5,7 +5,7 @@ var Scorer = {
     const words = (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);
     const titled = words.length && words.every(word => title.toLowerCase().includes(word.replace(/(es|s|ing)$/, "")));
     const chapter = /(^|\/)executed\//.test(docname);
-    return score + (titled ? 20 : 0) + (titled && !anchor && chapter ? 60 : 0) + (chapter ? 1 : 0);
+    return score + (titled ? 20 : 0) + (titled && !anchor && chapter ? 200 : 0) + (chapter ? 1 : 0);
   },
   objNameMatch: 11,
   objPartialMatch: 6,
