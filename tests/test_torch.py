@@ -14,6 +14,7 @@ from torch import nn  # noqa: E402
 import cdelta  # noqa: E402
 import cdelta.torch as bridge  # noqa: E402
 from cdelta import adapters, dependence, jacobian  # noqa: E402
+from tests import ROOT  # noqa: E402
 
 SHAPE = (1, 6, 6)
 MATH = torch.nn.attention.SDPBackend.MATH
@@ -272,3 +273,18 @@ def test_without_pytorch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=re.escape('pip install "cdelta[torch]"')):
         bridge.torch_map(lambda x: x)
+
+
+def test_the_recording_in_chapter_19_is_true(capsys):
+    """Its lines, run: the numbers agree to what float32 leaves on another machine."""
+    text = (ROOT / "notebooks" / "19_your_own_flow.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(import torch.*?)```", text, re.DOTALL)
+    (recorded,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    with jax.enable_x64(False):
+        exec(code, {"__name__": "chapter"})
+    printed, told = (
+        [float(number) for number in re.findall(r"-?\d+\.\d*", out)]
+        for out in (capsys.readouterr().out, recorded)
+    )
+    assert len(told) == 4
+    np.testing.assert_allclose(printed, told, atol=3e-3)
