@@ -80,8 +80,8 @@ def strip(
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     r"""A standard normal number between -r and r: the probability, and the variance there.
 
-    .. math:: p = \Pr(|\zeta| < r) = \operatorname{erf}(r/\sqrt 2), \qquad
-        s^2 = E\bigl[\zeta^2 \bigm| |\zeta| < r\bigr]
+    .. math:: p &= \Pr(|\zeta| < r) = \operatorname{erf}(r/\sqrt 2), \\
+        s^2 &= E\bigl[\zeta^2 \bigm| |\zeta| < r\bigr]
             = 1 - \sqrt{2/\pi}\; \frac{r\, e^{-r^2/2}}{p} = \frac{r^2}{3} + O(r^4)
 
     For any array of r, infinity included. Raises ValueError for an r that is negative or NaN.
@@ -106,10 +106,10 @@ def keep_wiggles(seen: Observed, k: int, threshold: Shaped[ArrayLike, ""] = 0.0)
     r"""(a) The moment of the wiggles that move feature k by less than ``threshold``: the paper's
     filter (E6), in expectation over the wiggles.
 
-    .. math:: E\bigl[J z z^{\mathsf T} J^{\mathsf T} \bigm| |a^{\mathsf T} z| < \tau\bigr]
+    .. math:: &E\bigl[J z z^{\mathsf T} J^{\mathsf T} \bigm| |a^{\mathsf T} z| < \tau\bigr]
         = \frac{E\bigl[p \bigl(J P J^{\mathsf T}
-            + s^2\, \tfrac{J a a^{\mathsf T} J^{\mathsf T}}{\|a\|^2}\bigr)\bigr]}{E[p]}, \qquad
-        P = I - \tfrac{a a^{\mathsf T}}{\|a\|^2}
+            + s^2\, \tfrac{J a a^{\mathsf T} J^{\mathsf T}}{\|a\|^2}\bigr)\bigr]}{E[p]}, \\
+        &P = I - \tfrac{a a^{\mathsf T}}{\|a\|^2}
 
     with p and s² of :func:`strip` at :math:`r = \tau/\|a\|`. At threshold 0, the default, it is the
     limit, where p becomes :math:`1/\|a\|` and s² becomes 0 (C4,
@@ -179,9 +179,10 @@ def sensitivity(seen: Observed, k: int) -> Estimate:
     r"""What the filter's moment is off its limit, over :math:`\tau^2`, as the threshold goes to
     zero (L1).
 
-    .. math:: \lim_{\tau \to 0} \frac{M_\tau - M_0}{\tau^2} = \frac{
+    .. math:: &\lim_{\tau \to 0} \frac{M_\tau - M_0}{\tau^2} = \frac{
         E\bigl[w^3 \bigl(2\, J a a^{\mathsf T} J^{\mathsf T} / \|a\|^2 - J P J^{\mathsf T} + M_0
-        \bigr)\bigr]}{6\, E[w]}, \qquad w = 1/\|a\|
+        \bigr)\bigr]}{6\, E[w]}, \\
+        &w = 1/\|a\|
 
     A matrix ``[n, n]`` with its standard errors. It needs :math:`E[w^3] < \infty` and
     :math:`E[w^3 \|J\|^2] < \infty`; where a vanishes on a set of codimension m these fail for

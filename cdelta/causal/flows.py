@@ -31,8 +31,8 @@ class CausalFlow(_Model):
     r"""One conditional flow a feature, its scalar velocity given the *clean* values of its causes
     (C12).
 
-    .. math:: \frac{dx_k}{dt} = v_k(t, x_k \mid x_{\text{pa}(k)}), \qquad
-        v_k = E\bigl[x_k - \varepsilon_k \bigm| x_{k,t},\, x_{\text{pa}(k)}\bigr], \qquad
+    .. math:: \frac{dx_k}{dt} &= v_k(t, x_k \mid x_{\text{pa}(k)}), \\
+        v_k &= E\bigl[x_k - \varepsilon_k \bigm| x_{k,t},\, x_{\text{pa}(k)}\bigr], \qquad
         x_{k,t} = (1-t)\,\varepsilon_k + t\,x_k,
 
     in causal order, the noises :math:`\varepsilon_k` at :math:`t = 0` standard normal. Stacked,
@@ -137,8 +137,8 @@ class CausalFlow(_Model):
         What is known of each conditional law is taken out before anything is learned of its flow.
         Each feature is standardised (median, middle 68 %), then
 
-        .. math:: x_k = \ell_k(\text{pa}) + \sigma_k \bigl( m_k(\text{pa}) + e^{s_k(\text{pa})} r_k
-            \bigr), \qquad \dot r = \frac{2t - 1}{(1-t)^2 + t^2}\, r + u_k(t, r \mid \text{pa}).
+        .. math:: x_k &= \ell_k(\text{pa}) + \sigma_k \bigl( m_k(\text{pa}) + e^{s_k(\text{pa})} r_k
+            \bigr), \\ \dot r &= \frac{2t - 1}{(1-t)^2 + t^2}\, r + u_k(t, r \mid \text{pa}).
 
         :math:`\ell_k` is the linear regression; a network gives :math:`m_k, s_k` by maximum
         likelihood of a normal residual; another the velocity :math:`u_k` beyond that of N(0, 1), by

@@ -3,7 +3,8 @@
   const found = [];
   const say = (kind, detail) => found.push([kind, String(detail).replace(/\s+/g, " ").trim().slice(0, 160)]);
   const article = document.querySelector(".bd-article, article, main") || document.body;
-  const shown = e => e.getClientRects().length > 0 && getComputedStyle(e).visibility !== "hidden";
+  // what a closed fold holds has a size, but nobody sees it
+  const shown = e => e.checkVisibility() && e.getClientRects().length > 0 && getComputedStyle(e).visibility !== "hidden";
   const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
 
   // a formula in a line: its right edge lies inside of every box around it, or inside of one that scrolls

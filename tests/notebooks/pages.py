@@ -188,6 +188,7 @@ INSPECT, OVERFLOW, PREVIEWS, NARROW, PAPER, ACCESSIBLE, AXE = (
         "axe/axe.min",
     )
 )
+PROOFS = "document.querySelectorAll('.bd-article details.sd-dropdown')"  # folded
 SETTLE = "new Promise(done => setTimeout(done, 60))"  # two frames, and what they set off
 
 
@@ -207,8 +208,10 @@ def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str,
         tab.width(width)
         if wide := tab.evaluate(OVERFLOW):
             found.append(("overflow", f"at {width} px: {wide}"))
+    tab.evaluate(f"{PROOFS}.forEach(fold => fold.open = true);0")
     tab.evaluate(SETTLE)
     found += tab.evaluate(NARROW)
+    tab.evaluate(f"{PROOFS}.forEach(fold => fold.open = false);0")
     tab.width(PAPER_WIDTH)
     tab.send("Emulation.setEmulatedMedia", media="print")
     found += tab.evaluate(PAPER)
