@@ -18,7 +18,7 @@ import numpy as np
 from cdelta import causal
 from cdelta.datasets import pairs
 
-VALUES, SAMPLES, KERNEL_SAMPLES = 20, 1000, 300
+VALUES, LEAST, SAMPLES, KERNEL_SAMPLES = 20, 100, 1000, 300
 
 
 def standard(x):
@@ -85,7 +85,9 @@ def measure(pair, seed):
 
 
 def enough(pair):
-    return min(len(np.unique(pair.cause)), len(np.unique(pair.effect))) >= VALUES
+    """Sides that are not coarsely rounded, and the samples that ``find_order`` asks for."""
+    values = min(len(np.unique(pair.cause)), len(np.unique(pair.effect)))
+    return values >= VALUES and len(pair.cause) >= LEAST
 
 
 def report(results, weights):
@@ -132,10 +134,13 @@ def proteins(source):
 def main():
     source = os.environ.get("CDELTA_CDT")
     try:
-        found = [pair for pair in pairs.tuebingen(source) if enough(pair)]
+        known = pairs.tuebingen(source)
     except FileNotFoundError as error:
         print(f"not run: {error}")
         return
+    found = [pair for pair in known if enough(pair)]
+    print(f"left out: {len(known) - len(found)} of {len(known)}, fewer than {VALUES} values a side")
+    print(f"  or {LEAST} samples")
     numbers = pairs.sources(found)
     results = [measure(pair, seed) for seed, pair in enumerate(found)]
     report(results, [1 / numbers.count(number) for number in numbers])
