@@ -142,7 +142,9 @@ def across(values: Iterable[Any], stderrs: Iterable[Any]) -> tuple[float, float]
     within = math.hypot(*errors) / m
     if m == 1:
         return values[0], within
-    quantile = optional("scipy.special", "book").stdtrit(m - 1, 0.975)
+    from scipy.special import stdtrit  # half a second
+
+    quantile = stdtrit(m - 1, 0.975)
     between = float(quantile) / 2 * statistics.stdev(values) / math.sqrt(m)
     return statistics.fmean(values), max(within, between)
 

@@ -22,7 +22,6 @@ from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
 from cdelta import _check, _checkpoints, _reads, _weights
-from cdelta._extras import optional
 from cdelta._pytree import Static
 from cdelta.flow import _equinox_in_training
 from cdelta.networks import BATCH
@@ -150,8 +149,9 @@ def optimal_pairs(
     (Tong et al., TMLR 2024.) By SciPy's solver of the assignment, on the host, in O(n³): some 1 ms
     for 128 samples. x1 keeps its order. Paths become straighter, so that fewer steps are needed;
     with conditions the noise is no longer independent of them within a batch. The key is not used.
+    (No extra for ott-jax: its entropic plans are no pairs, and jaxopt would come along.)
     """
-    solve = optional("scipy.optimize", "book").linear_sum_assignment
+    from scipy.optimize import linear_sum_assignment as solve
 
     def assigned(cost: Any) -> np.ndarray:
         rows, columns = solve(np.asarray(cost, np.float64))
@@ -194,7 +194,48 @@ def _interpolated(
     return t, x0, x1, (1 - s) * x0 + s * x1, tuple(conditions)
 
 
-_COUPLING = 7  # folded into a step's key: unlike what a split of it into two gives
+# folded into a step's key: unlike what a split of it into two gives
+_COUPLING, _UNLABELLED = 7, 8
+
+
+def _some_unlabelled(
+    network: Any, key: PRNGKeyArray, batch: Any, *, objective: Objective, null: Any, share: float
+) -> Float[Array, ""]:
+    """An objective of ``(x1, conditions)``, some of whose samples have ``null`` for theirs."""
+    if not (isinstance(batch, tuple) and len(batch) == 2):
+        raise ValueError(
+            "null stands for a condition, and these batches have none: give conditions, or a "
+            "sampler or stream of (x1, conditions)"
+        )
+    x1, conditions = batch
+    without = jax.random.bernoulli(jax.random.fold_in(key, _UNLABELLED), share, (len(x1),))
+
+    def replaced(condition: Array, null: np.ndarray) -> Array:
+        one = without.reshape(-1, *[1] * (condition.ndim - 1))
+        return jnp.where(one, null.astype(condition.dtype), condition)
+
+    conditions = jax.tree.map(replaced, conditions, _null(null, conditions))
+    return objective(network, key, (x1, conditions))
+
+
+def _null(null: PyTree, conditions: PyTree) -> PyTree:
+    """``null`` as arrays that fit one sample's conditions. Raises ValueError where it does not."""
+    like = jax.tree.map(lambda part: (tuple(part.shape[1:]), part.dtype), conditions)
+    wanted, structure = jax.tree.flatten(like, is_leaf=lambda part: isinstance(part, tuple))
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(null)]
+    shapes = [leaf.shape for leaf in leaves]
+    if jax.tree.structure(null) != jax.tree.structure(conditions) or shapes != [
+        shape for shape, _ in wanted
+    ]:
+        raise ValueError(
+            f"null must be like the conditions of one sample, of shapes {[s for s, _ in wanted]}, "
+            f"got {shapes}"
+        )
+    for leaf, (_, dtype) in zip(leaves, wanted, strict=True):
+        exact = jnp.issubdtype(dtype, jnp.inexact) or (leaf.astype(dtype) == leaf).all()
+        if not exact:
+            raise ValueError(f"null must be a value of the conditions' dtype {dtype}, got {leaf}")
+    return jax.tree.unflatten(structure, leaves)
 
 
 def batched(network: Callable) -> Callable:
@@ -499,6 +540,8 @@ def fit(
     batch: int | Integer[ArrayLike, ""] = 128,
     objective: Objective = loss,
     conditions: PyTree | None = None,
+    null: PyTree | None = None,
+    unlabelled: float | Shaped[ArrayLike, ""] = 0.1,
     coupling: Coupling | None = None,
     optimizer: optax.GradientTransformation | None = None,
     ema: float | Shaped[ArrayLike, ""] = 0.995,
@@ -522,6 +565,13 @@ def fit(
     samplers and streams give such batches themselves. ``coupling(key, x0, x1)`` pairs noise and
     data within a batch (:func:`optimal_pairs`); an objective of your own is given it by name.
 
+    ``null``, like the conditions of one sample, stands for no condition: every sample has it
+    instead of its own with probability ``unlabelled``, drawn anew at each step. The network's
+    velocity at a condition remains what it was, :math:`E[x_1 - x_0 \mid x_t, c]`, and at ``null``
+    it becomes that of all data, :math:`E[x_1 - x_0 \mid x_t]`, whatever the probability: the two
+    of classifier-free guidance (Ho and Salimans, 2022), ``adapters.labelled(v, c, guidance=,
+    null=)``. A label of the data is no ``null``: of ten digits take 10, in a network of eleven.
+
     The weights returned are a running average
     :math:`\bar w_{k+1} = a_k \bar w_k + (1 - a_k) w_{k+1}`,
     :math:`a_k = \min(\text{ema}, (1 + k)/(10 + k))`; ``ema=0`` returns the last ones. ``chunk``
@@ -544,9 +594,10 @@ def fit(
     Fits of one kind share a compilation, until something has changed that objective, optimizer,
     sampler or network reads (a closure, a global): each call computes with what they read by then.
 
-    Raises ValueError for empty or non-finite data, sizes that are not positive, state that cannot
-    be carried, or a folder that holds another run; OSError when no checkpoint in it is whole, or
-    it is no folder; FloatingPointError when the loss is NaN or infinite, naming the step.
+    Raises ValueError for empty or non-finite data, sizes that are not positive, a null that is not
+    like the conditions, state that cannot be carried, or a folder that holds another run; OSError
+    when no checkpoint in it is whole, or it is no folder; FloatingPointError when the loss is NaN
+    or infinite, naming the step.
     """
     steps, batch = _check.count("steps", steps), _check.count("batch", batch)
     chunk, every = _check.count("chunk", chunk), _check.count("every", every)
@@ -562,6 +613,16 @@ def fit(
         data = (data, conditions)
     if coupling is not None:
         objective = functools.partial(objective, coupling=coupling)
+    if null is not None:
+        unlabelled = float(unlabelled)
+        if not 0 < unlabelled < 1:
+            raise ValueError(
+                "unlabelled must be a probability inside (0, 1), or one of the two velocities is "
+                f"never learned; got {unlabelled:g}"
+            )
+        objective = functools.partial(
+            _some_unlabelled, objective=objective, null=null, share=unlabelled
+        )
     optimizer = adamw(1e-3) if optimizer is None else optimizer
     sampler = data if callable(data) else None
     batch_at = None if callable(data) else _batch_at(data, key, batch)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from cdelta import gaussian, networks, training
+from cdelta import adapters, gaussian, networks, training
 from cdelta.gaussian import Gaussian
 
 KEY = jax.random.key(7)
@@ -699,6 +699,93 @@ def test_a_network_learns_its_conditions():
     mixed = np.random.default_rng(1).permutation(labels)
     null = fit(Net(), labels[:, None], KEY, conditions=mixed, **options).network
     assert abs(null.scale[...]) < 0.3
+
+
+def affine_by_label(labels):
+    """A velocity a_c x + b_c, with weights of its own for each label."""
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.a, self.b = nnx.Param(jnp.zeros(labels)), nnx.Param(jnp.zeros(labels))
+
+        def __call__(self, t, x, c):
+            return self.a[c] * x + self.b[c]
+
+    return Net()
+
+
+def best_affine(means, spread):
+    r"""The a and b of least E (a x_t + b - (x_1 - x_0))², t uniform, x_1 a mixture in equal parts
+    of N(m, s²): with M the mean of the m and Q = s² + E m², E x_t = M/2, E x_t² = (1 + Q)/3 and
+    E x_t (x_1 - x_0) = (Q - 1)/2."""
+    mean, square = np.mean(means), spread**2 + np.mean(np.square(means))
+    a = ((square - 1) / 2 - mean**2 / 2) / ((1 + square) / 3 - mean**2 / 4)
+    return a, mean - a * mean / 2
+
+
+@pytest.mark.parametrize("unlabelled", [0.2, 0.6])
+def test_the_null_label_learns_the_velocity_of_all_data_and_the_others_keep_theirs(unlabelled):
+    """Two Gaussian classes, and the best affine velocity of each and of their mixture."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1], 5000))
+    means, spread = np.array([-1.0, 2.0]), 0.5
+    data = (means[labels] + spread * rng.standard_normal(10_000))[:, None]
+    net = fit(
+        affine_by_label(3), data, KEY, conditions=labels, null=2, unlabelled=unlabelled, steps=600,
+        batch=500, optimizer=optax.sgd(0.2), ema=0.99, chunk=50,
+    ).network  # fmt: skip
+    wanted = [best_affine(chosen, spread) for chosen in ([-1.0], [2.0], means)]
+    for label, (a, b) in enumerate(wanted):
+        assert net.a[label] == pytest.approx(a, abs=0.06), label
+        assert net.b[label] == pytest.approx(b, abs=0.06), label
+    # the null: neither class nor their average has the mixture's slope
+    assert min(abs(wanted[2][0] - a) for a in (wanted[0][0], wanted[1][0])) > 0.5
+    # and so guidance: from the velocity of all data to that of one label, and beyond
+    x = jnp.array([0.7])
+    alone, free = (wanted[c][0] * 0.7 + wanted[c][1] for c in (1, 2))
+    for strength in (0.0, 1.0, 2.5):
+        guided = adapters.labelled(net, 1, guidance=strength, null=2)
+        assert guided(0.3, x)[0] == pytest.approx(free + strength * (alone - free), abs=0.3)
+
+
+def test_labels_are_left_out_one_by_one_at_the_rate_asked_for(unchecked):
+    """The share of each step as its loss; all parts of one sample's conditions at once."""
+    n, share = 2000, 0.3
+    conditions = {"label": np.arange(n) % 10, "text": np.ones((n, 2))}
+    null = {"label": 10, "text": np.zeros(2)}
+
+    def left_out(network, key, batch):
+        _, given = batch
+        gone = given["label"] == 10
+        jointly = (gone == (given["text"] == 0).all(1)) & (gone == (given["text"] == 0).any(1))
+        # NaN, which fit refuses, where one part is replaced without the other
+        return jnp.where(jointly.all(), gone.mean(), jnp.nan)
+
+    losses = fit(
+        mlp(), np.zeros((n, 1)), KEY, conditions=conditions, null=null, unlabelled=share, steps=30,
+        batch=n, objective=left_out, optimizer=optax.sgd(0.0),
+    ).losses  # fmt: skip
+    z = (losses - share) / np.sqrt(share * (1 - share) / n)
+    assert abs(z.mean()) * np.sqrt(30) < 4 and 0.5 < z.std(ddof=1) < 1.7  # anew at each step
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"null": 2, "unlabelled": 0.0}, r"unlabelled must be .* inside \(0, 1\), .* got 0"),
+        ({"null": 2, "unlabelled": 1.0}, "unlabelled must be"),
+        ({"null": 0.5}, "null must be a value of the conditions' dtype uint8, got 0.5"),
+        ({"null": -1}, "null must be a value of the conditions' dtype uint8, got -1"),
+        ({"null": 300}, "null must be a value of the conditions' dtype uint8, got 300"),
+        ({"null": [2, 2]}, "null must be like the conditions of one sample"),
+        ({"null": np.zeros(2)}, r"of shapes \[\(\)\], got \[\(2,\)\]"),
+        ({"null": 2, "conditions": None}, "these batches have none: give conditions"),
+    ],
+)
+def test_a_null_that_is_no_condition_is_refused(options, message, unchecked):
+    options = {"conditions": np.arange(6, dtype=np.uint8) % 2, **options}
+    with pytest.raises(ValueError, match=message):
+        fit(affine_by_label(3), np.ones((6, 1)), KEY, steps=1, batch=3, **options)
 
 
 def test_optimal_pairs_cost_least():
