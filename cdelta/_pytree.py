@@ -14,18 +14,23 @@ from cdelta import _reads
 T = TypeVar("T")
 
 
-def pytree(cls: type[T]) -> type[T]:
+def pytree(cls: type[T], repr: bool = True) -> type[T]:
     """Make ``cls`` a frozen dataclass and a pytree whose leaves are its fields.
 
     ``vmap`` and ``tree.map`` rebuild instances from leaves of other shapes, or from no arrays at
-    all; so rebuilding does not go through ``__init__``, and only users' input is checked there.
+    all; so rebuilding does not go through ``__init__``, and only users' input is checked there. A
+    callable among the fields (:func:`as_pytree`) is looked at anew whenever the instance is
+    flattened: what it reads may have changed.
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=repr)(cls)
     names = tuple(field.name for field in dataclasses.fields(cls))
     keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
 
+    def now(part):
+        return part.now() if isinstance(part, Traceable) else part
+
     def flatten(instance):
-        return tuple(getattr(instance, name) for name in names), None
+        return tuple(now(getattr(instance, name)) for name in names), None
 
     def flatten_with_keys(instance):
         return tuple(zip(keys, flatten(instance)[0], strict=True)), None

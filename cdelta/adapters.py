@@ -27,10 +27,10 @@ and of the label. They work under ``jit``, ``vmap``, ``grad`` and ``jvp``, and i
 :class:`cdelta.Flow`.
 """
 
-import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,36 +41,12 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from cdelta import _check, _precision
-from cdelta._pytree import Traceable, as_pytree, unchecked
+from cdelta._pytree import Traceable, as_pytree, pytree
 
 Model = Callable[..., Any]
 Scalar = Shaped[ArrayLike, ""]
-T = TypeVar("T")
 
-
-def _adapter(cls: type[T]) -> type[T]:
-    """A frozen dataclass as a pytree, like ``_pytree.pytree``, whose callables are pytrees too.
-
-    A callable is looked at anew whenever the adapter is flattened: what it reads may have changed.
-    """
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))
-    keys = tuple(jax.tree_util.GetAttrKey(name) for name in names)
-
-    def now(part):
-        return part.now() if isinstance(part, Traceable) else part
-
-    def flatten(instance):
-        return tuple(now(getattr(instance, name)) for name in names), None
-
-    def flatten_with_keys(instance):
-        return tuple(zip(keys, flatten(instance)[0], strict=True)), None
-
-    def unflatten(_, leaves):
-        return unchecked(cls, *leaves)
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
+_adapter = functools.partial(pytree, repr=False)
 
 
 def _callable(name: str, value: Any) -> Traceable:
