@@ -94,7 +94,7 @@ class Method(NamedTuple):
         return self.cost * self.variance
 
 
-def methods(matrices: Float[np.ndarray, "N n n"], d: int) -> list[Method]:
+def methods(matrices: Float[np.ndarray, "N n n"], d: int, dearer: float = 1.0) -> list[Method]:
     r"""Rows, and products along 1, 2, 4, … probes, cheapest for a given error first.
 
     .. math:: E\|\hat S - ES\|^2 = E\|S - ES\|^2 + \frac1P \frac{d - P}{d - 1}
@@ -102,7 +102,8 @@ def methods(matrices: Float[np.ndarray, "N n n"], d: int) -> list[Method]:
 
     with S = J Jᵀ at one of N latents of d dimensions, and P orthogonal probes of length √d (chapter
     18). Costs are counted in evaluations: a solution and P tangents are 1 + P, rows of n features
-    2 + 2n. Where two prices are within rounding of each other (both 0, for an affine map), rows.
+    2 + 2n, times how much ``dearer`` they were measured to be than that. Where two prices are
+    within rounding of each other (both 0, for an affine map), rows.
     """
     n = matrices.shape[1]
     mean = matrices.mean(0)
@@ -110,7 +111,7 @@ def methods(matrices: Float[np.ndarray, "N n n"], d: int) -> list[Method]:
     spread = ((matrices - mean) ** 2).sum((1, 2)).mean()
     traces, squares = np.trace(matrices, axis1=1, axis2=2), (matrices**2).sum((1, 2))
     term = (d * (traces**2).mean() + (d - 2) * squares.mean()) / (d + 2)
-    found = [Method("rows", 1, 2.0 + 2 * n, float(spread / size))]
+    found = [Method("rows", 1, dearer * (2.0 + 2 * n), float(spread / size))]
     probes = 1
     while probes <= min(d, 64):
         left = (d - probes) / (d - 1) / probes if d > 1 else 0.0

@@ -4,6 +4,8 @@ A *statistic* is what one latent adds to an average: a hashable object (jit comp
 called with f and the key of one sample, gives a :class:`Sample`.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import difflib
 import functools
@@ -12,7 +14,7 @@ import os
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,6 +160,27 @@ class Sums(NamedTuple):
         )
 
 
+_ENOUGH: contextvars.ContextVar[Callable[[int], bool]] = contextvars.ContextVar(
+    "enough", default=lambda drawn: False
+)
+
+
+@contextlib.contextmanager
+def ending(enough: Callable[[int], bool]) -> Iterator[None]:
+    """Averages inside end early, after the batch with which ``enough`` is true of the samples
+    drawn: as if so many had been asked for."""
+    token = _ENOUGH.set(enough)
+    try:
+        yield
+    finally:
+        _ENOUGH.reset(token)
+
+
+def enough(drawn: int) -> bool:
+    """Whether an average is to end here, after so many samples: never before the first batch."""
+    return drawn > 0 and _ENOUGH.get()(drawn)
+
+
 def average(
     statistic: Any,
     f: Callable,
@@ -203,7 +226,7 @@ def average(
         delay = 0 if run.progress else 5
         bar = tqdm(total=samples, initial=sums.drawn, unit="latent", delay=delay, **silent)
         try:
-            while sums.drawn < samples:
+            while sums.drawn < samples and not enough(sums.drawn):
                 sums += _batch_sums(
                     f, key_data, sums.drawn, samples, statistic=statistic, antithetic=antithetic,
                     blocks=len(sums.count), batch=batch, mesh=mesh, impl=impl,

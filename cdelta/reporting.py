@@ -1,6 +1,7 @@
 r"""One call, :func:`report`: everything in this package about one flow, with what to believe of
 it."""
 
+import contextlib
 import dataclasses
 import functools
 import html
@@ -8,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from cdelta._diagnostics import jointly
 from cdelta._extras import optional
 from cdelta._features import Labels, Several
 from cdelta._pytree import as_pytree
-from cdelta._stream import Run, Sample, _batch_size, _words, average
+from cdelta._stream import Run, Sample, _batch_size, _words, average, ending, enough
 from cdelta._text import describe
 from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, frame_turn
@@ -35,6 +37,11 @@ LOOKED_AT = 2048  # latents, at most, whose Jacobians are looked at one by one
 STEPS = (4, 8, 16, 32, 64, 128, 256)
 _PAIRS = 10  # of correlations that sentences are made of
 _FORMAT = 1
+_FEWEST = 16  # latents of a moment, however few seconds there are
+_MOST = 2**20  # latents of a moment, however many seconds there are
+
+_now = time.monotonic
+_worked = time.process_time  # what others do on the machine does not count
 
 
 class Finding(str):
@@ -72,8 +79,9 @@ class Report:
     ``moments``: "wiggle", "covariance", "samples", "lower" and "upper" (C13), "held", and
     "do(name)" for each intervention; one that could not be estimated is missing, and a finding says
     why. ``findings``: sentences (:class:`Finding`); ``warnings``, those among them that say that
-    something is not to be believed. ``samples``: latents of each moment; ``solver`` and ``method``:
-    what was chosen; ``turn``: how far the frame turns (C11), where there is an order.
+    something is not to be believed. ``samples``: latents of each moment (where the budget was in
+    seconds, of the covariance and its bounds; the others have their own); ``solver`` and
+    ``method``: what was chosen; ``turn``: how far the frame turns (C11), where there is an order.
     """
 
     moments: dict[str, Moment]
@@ -262,7 +270,9 @@ def report(
     held, else on every feature with an effect.
 
     ``budget``: **an integer is the number of latents of each moment, and the report then depends
-    on the key alone; a float is seconds**, which pilot runs are timed for. ``run`` takes the
+    on the key alone; a float is seconds**, on the wall, compilations included. Each moment then
+    takes batches until its part of them is over, one and 16 latents at least; a finding says so
+    where that, or compiling, took longer. ``run`` takes the
     options of :class:`cdelta.dependence.Run`, but for ``resume``.
 
     What is measured: the wiggles' moment (C3), the covariance without its bias (C3') and between
@@ -271,23 +281,18 @@ def report(
     samples a moment counts; features that are constant, or flat at some latents; features with
     jumps, whose variance no Jacobian sees (C3); Jacobians that are not finite; rounding in single
     precision. Whether Jacobians are seen as rows or as products along probes follows from their
-    measured variance and their cost.
+    measured variance and their cost, which is counted in evaluations; with a budget in seconds, and
+    where that takes a small part of it, both are timed by the process's own clock.
 
     Raises ValueError for a map that is none of the three, or two of them at once, and for features,
     graphs and budgets that make no sense.
     """
-    start = time.monotonic()
+    budget = _Budget.of(budget)
     _words("key", key)
     run = {"progress": False, **run}  # one bar a moment would say little
     options = Run.of(run)
     if options.resume is not None:
         raise ValueError("resume belongs to one estimator, a report runs several")
-    seconds = None if isinstance(budget, int | np.integer) else float(budget)
-    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"budget must be positive, got {budget!r}")
-    samples = None if seconds is not None else _check.count("budget", budget)
-    if samples is not None and samples < 8:
-        raise ValueError(f"budget must be 8 latents or more, got {samples}")
     shape = tuple(
         _check.count("shape", size) for size in np.atleast_1d(np.asarray(shape, object)).tolist()
     )
@@ -298,32 +303,92 @@ def report(
     wanted = _Wanted.of(labels, held, parents, order, math.prod(shape))
 
     findings: list[Finding] = []
-    at_least = samples or LOOKED_AT
-    f, solver, found = _solved(subject, keys["pilot"], shape, options, at_least, seconds)
+    f, solver, found = _solved(subject, keys["pilot"], shape, options, budget)
     findings += found
     f = dependence._looked_at(f, shape, "rows", 1.0, 1, options, names)[0]
 
-    until = None if seconds is None else time.monotonic() + 0.15 * seconds
-    look = _look(f, keys["look"], min(at_least, LOOKED_AT), shape, options, until)
+    look = _look(f, keys["look"], min(budget.noise, LOOKED_AT), shape, options, budget.part(0.15))
     findings += _about_features(look, labels)
     findings += _about_rounding(f, look, shape, options)
-    chosen, found = _method(look, shape)
+    dearer = _timed(f, look, shape, options, budget)
+    chosen, found = _method(look, shape, dearer)
     findings += found
-    if samples is None:
-        left = seconds - (time.monotonic() - start)
-        samples = _affordable(left, look, wanted)
 
     again = {"names": labels.names, **run}
-    moments, four, turn, failed = _estimates(f, keys, shape, samples, chosen, wanted, labels, again)
+    if budget.seconds is not None and options.batch is None:
+        again["batch"] = budget.batch(look, labels.n, wanted.work, len(options.devices))
+    moments, four, turn, failed = _estimates(f, keys, shape, budget, chosen, wanted, labels, again)
     findings += failed
     findings += _about_tails(look, moments, labels)
     findings += _about_moments(moments, four, labels)
     findings += _about_turn(turn, labels, wanted)
+    findings += budget.about()
     findings.sort(key=lambda finding: not finding.warning)
     method = "rows" if chosen.method == "rows" else f"{chosen.method}, {chosen.probes} probes"
-    return Report(
-        moments, findings, samples, solver, method, turn, labels.names, time.monotonic() - start
-    )
+    samples = budget.samples
+    if budget.seconds is not None:
+        counts = [one.samples for name, one in moments.items() if name in _FOUR]
+        samples = min(counts or [one.samples for one in moments.values()], default=0)
+    return Report(moments, findings, samples, solver, method, turn, labels.names, budget.spent)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    """How many latents each moment has at most, or in how many seconds from ``start`` all is to be
+    done; and of how many latents the noise is that a solver's bias is compared with."""
+
+    samples: int
+    noise: int
+    seconds: float | None
+    start: float
+
+    @classmethod
+    def of(cls, budget: Any) -> "_Budget":
+        start = _now()
+        if isinstance(budget, int | np.integer) or not isinstance(budget, float | np.floating):
+            samples = _check.count("budget", budget)
+            if samples < 8:
+                raise ValueError(f"budget must be 8 latents or more, got {samples}")
+            return cls(samples, samples, None, start)
+        if not (math.isfinite(budget) and budget > 0):
+            raise ValueError(f"budget must be positive, got {budget!r}")
+        return cls(_MOST, LOOKED_AT, float(budget), start)
+
+    @property
+    def spent(self) -> float:
+        return _now() - self.start
+
+    @property
+    def left(self) -> float:
+        return math.inf if self.seconds is None else max(self.seconds - self.spent, 0.0)
+
+    def part(self, share: float) -> float | None:
+        """What the clock will show when a share of all the seconds has passed from now on."""
+        return None if self.seconds is None else _now() + min(share * self.seconds, self.left)
+
+    def batch(self, look: "_Look", n: int, work: float, devices: int) -> int:
+        """Latents at a time, so few that a moment can end on time: an eighth of its seconds, in
+        powers of two, for which less is compiled."""
+        most = _batch_size(None, look.latents[0].size, 4 * n, _MOST, devices)
+        fit = self.left / (8 * work * max(look.seconds, 1e-9))
+        return min(most, 2 ** math.floor(math.log2(min(max(fit, _FEW), most))))
+
+    def stage(self, work: float, remaining: float) -> Any:
+        """A context in which averages end when the part of the seconds that is left for ``work``
+        out of what remains to be done has passed."""
+        if self.seconds is None:
+            return contextlib.nullcontext()
+        end = _now() + self.left * work / remaining
+        return ending(lambda drawn: drawn >= _FEWEST and _now() >= end)
+
+    def about(self) -> list[Finding]:
+        if self.seconds is None or self.spent <= 1.1 * self.seconds:
+            return []
+        text = (
+            f"The report took {self.spent:.3g} s, for a budget of {self.seconds:.3g} s: every "
+            "moment's program is compiled, and takes a batch of latents at least."
+        )
+        return [Finding(text, "budget", self.spent)]
 
 
 _KEYS = ("pilot", "look", "values", "moments", "held", "turn", "do")
@@ -478,9 +543,9 @@ class _Wanted:
         return cls(held, tuple(do), order if len(order) <= d else ())
 
     @property
-    def work(self) -> int:
-        """Jacobians for one latent of every moment."""
-        return 4 + bool(self.held) + len(self.do) + 2 * bool(self.order)
+    def work(self) -> float:
+        """Jacobians for one latent of every moment; for its values half of one."""
+        return 4.5 + bool(self.held) + len(self.do) + 2 * (len(self.order) > 1)
 
 
 # ---------------------------------------------------------------------- looked at one by one
@@ -488,7 +553,7 @@ class _Wanted:
 
 class _Look(NamedTuple):
     """What some latents say one by one: the latents, f there, lengths of gradients, J Jᵀ in units
-    of ``unit``, whether all is finite; and the seconds of one latent, and of compiling."""
+    of ``unit``, whether all is finite; and the seconds of one latent, on the wall and of work."""
 
     latents: np.ndarray  # [N, *shape]
     values: np.ndarray  # [N, n]
@@ -496,13 +561,13 @@ class _Look(NamedTuple):
     matrices: np.ndarray  # [N, n, n]
     finite: np.ndarray  # [N]
     seconds: float
-    compiling: float
+    work: float
 
     @property
     def good(self) -> "_Look":
         """The latents where everything is finite."""
         parts = [part[self.finite] for part in self[:5]]
-        return _Look(*parts, self.seconds, self.compiling)
+        return _Look(*parts, self.seconds, self.work)
 
 
 @functools.lru_cache(16)
@@ -534,35 +599,36 @@ def _look(
     batch = run.batch or _FEW
     leaves, structure = jax.tree.flatten(f)
     program = _looking(run.dtype.name, run.devices[0].platform, structure)
-    parts, times = [], []
+    parts, walls, works = [], [], []
     for first in range(0, max(samples, 2 * batch), batch):  # the first one is compiled for
         latents = _drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)
-        begun = time.monotonic()
+        wall, work = _now(), _worked()
         done = jax.block_until_ready(program(leaves, latents))
-        times.append(time.monotonic() - begun)
+        walls.append(_now() - wall)
+        works.append(_worked() - work)
         parts.append([np.asarray(part, np.float64) for part in (latents, *done)])
-        if until is not None and len(parts) > 1 and time.monotonic() > until:
+        if until is not None and len(parts) > 1 and _now() > until:
             break
     latents, values, lengths, matrices = (
         np.concatenate(part)[:samples] for part in zip(*parts, strict=True)
     )
     finite = np.isfinite(values).all(1) & np.isfinite(matrices).all((1, 2))
-    compiling = max(0.0, times[0] - min(times))
-    return _Look(latents, values, lengths, matrices, finite, min(times) / batch, compiling)
+    seconds, work = statistics.median(walls[1:]) / batch, min(works) / batch
+    return _Look(latents, values, lengths, matrices, finite, seconds, work)
 
 
 def _solved(
-    subject: _Subject, key: Any, shape: tuple, run: Run, samples: int, seconds: float | None
+    subject: _Subject, key: Any, shape: tuple, run: Run, budget: _Budget
 ) -> tuple[Callable, str, list[Finding]]:
     """The map, its solver in words, and what doubling its steps says."""
     if subject.kind == "map":
         return subject.map(), "a map as it is", []
+    samples = budget.noise
     pilot = max(8, min(PILOT, samples))
 
     def looked(f):
         f = dependence._looked_at(f, shape, "rows", 1.0, 1, run)[0]
-        until = None if seconds is None else time.monotonic() + 0.03 * seconds
-        return _look(f, key, pilot, shape, run, until)
+        return _look(f, key, pilot, shape, run, budget.part(0.03))
 
     def compared(coarse, fine):
         least = min(len(coarse.finite), len(fine.finite))  # the clock may have ended one earlier
@@ -587,7 +653,8 @@ def _solved(
             if count not in looks:
                 looks[count] = looked(subject.map(method, count))
         found = compared(looks[steps], looks[2 * steps])
-        if found is None or found.ratio <= 0.5:
+        late = budget.seconds is not None and budget.left < 0.6 * budget.seconds
+        if found is None or found.ratio <= 0.5 or late:
             break
     solver = f"{method}, {steps} steps"
     return subject.map(method, steps), solver, _about_steps(solver, found, samples, "chosen")
@@ -623,19 +690,49 @@ def _about_steps(
     return [Finding(text, "solver", found.change, found.stderr, warning=found.ratio > 1)]
 
 
-def _affordable(left: float, look: _Look, wanted: _Wanted) -> int:
-    """As many latents for each moment as the seconds that are left pay for."""
-    programs = 2 + bool(wanted.held) + len(wanted.do) + bool(wanted.order)
-    left -= programs * look.compiling
-    return int(min(max(64, left / max(look.seconds * wanted.work, 1e-9)), 2**20))
+@functools.lru_cache(16)
+def _multiplying(dtype: str, platform: str, structure: Any, probes: int) -> Callable:
+    """Products along probes, for all f of one structure."""
+
+    def multiply(leaves, latents, key):
+        products = dependence._Products(latents.shape[1:], dtype, "jvp", probes=probes)
+        f = structure.unflatten(leaves)
+        return jax.vmap(lambda x: products.factor(f, x, key)[1])(latents)
+
+    return jax.jit(multiply, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
 
 
-def _method(look: _Look, shape: tuple) -> tuple[_diagnostics.Method, list[Finding]]:
+def _timed(f: Callable, look: _Look, shape: tuple, run: Run, budget: _Budget) -> float | None:
+    """How much dearer rows are, against products, than counted evaluations say; None where the
+    clock is not to be asked: the report is to depend on its key alone, or there is little time."""
+    platform = run.devices[0].platform
+    wall = look.seconds * len(look.latents)
+    # too short for a clock; or as much as the moments themselves
+    if platform != "cpu" or 16 * wall > budget.left or budget.seconds is None:
+        return None
+    if look.work * _FEW < 1e-3:
+        return None
+    probes, n = min(math.prod(shape), 4), look.values.shape[1]
+    leaves, structure = jax.tree.flatten(f)
+    program = _multiplying(run.dtype.name, platform, structure, probes)
+    latents = jnp.asarray(look.latents[:_FEW], run.dtype)
+    works = []
+    for _ in range(4):  # the first one is compiled for
+        work = _worked()
+        jax.block_until_ready(program(leaves, latents, jax.random.key(0)))
+        works.append(_worked() - work)
+    products = min(works[1:]) / len(latents)
+    return (look.work / (2 + 2 * n)) / (max(products, 1e-9) / (1 + probes))
+
+
+def _method(
+    look: _Look, shape: tuple, dearer: float | None = None
+) -> tuple[_diagnostics.Method, list[Finding]]:
     """Rows or products, with what the choice costs."""
     good, d = look.good, math.prod(shape)
     if len(good.matrices) < 2:
         return _diagnostics.Method("rows", 1, 1.0, 1.0), []
-    ranked = _diagnostics.methods(good.matrices, d)
+    ranked = _diagnostics.methods(good.matrices, d, 1.0 if dearer is None else dearer)
     best = ranked[0]
     other = next(one for one in ranked if one.method != best.method)
     names = {
@@ -646,6 +743,7 @@ def _method(look: _Look, shape: tuple) -> tuple[_diagnostics.Method, list[Findin
     }
     if best.price > 0:
         against = f"{names[other.method]} would cost {other.price / best.price:.2g} times as much"
+        against += "" if dearer is None else ", as timed"
     else:
         against = "every latent gives the moment exactly"
     text = f"Jacobians are seen as {names[best.method]}: for the same error {against}."
@@ -655,31 +753,36 @@ def _method(look: _Look, shape: tuple) -> tuple[_diagnostics.Method, list[Findin
 # ------------------------------------------------------------------------------- estimates
 
 
-def _estimates(f, keys, shape, samples, chosen, wanted, labels, options):
+def _estimates(f, keys, shape, budget, chosen, wanted, labels, options):
     """Every moment that is wanted, the frame's turn, and what could not be had."""
     seen = {"method": chosen.method, "probes": chosen.probes, **options}
+    samples = budget.samples
     arguments = f, shape, samples
     moments: dict[str, Any] = {}
     failed: list[Finding] = []
+    remaining = wanted.work
 
-    def tried(name: str, estimate: Callable[[], Any]) -> Any:
+    def tried(name: str, estimate: Callable[[], Any], work: float = 1.0) -> Any:
+        nonlocal remaining
         try:
-            moments[name] = estimate()
+            with budget.stage(work, remaining):
+                moments[name] = estimate()
         except (ValueError, FloatingPointError) as error:
             failed.append(Finding(f"No {name}: {error}", "failure", warning=True))
+        remaining -= work
 
     def run(estimator, name, *given, **more):
         f, shape, samples = arguments
         return estimator(f, keys[name], shape, samples, *given, **more)
 
     four = None
-    tried("covariance", lambda: _four(f, keys["moments"], shape, samples, chosen, options))
+    tried("covariance", lambda: _four(f, keys["moments"], shape, samples, chosen, options), 4.0)
     if "covariance" in moments:
         four = moments.pop("covariance")
         blocks = np.arange(4 * labels.n).reshape(4, -1)
         for name, block in zip(_FOUR, blocks, strict=True):
             moments[name] = four.select(block).named(labels.names)
-    tried("samples", lambda: _sampled(f, keys["values"], shape, samples, labels, options))
+    tried("samples", lambda: _sampled(f, keys["values"], shape, samples, labels, options), 0.5)
     if wanted.held:
         tried("held", lambda: run(dependence.held_moment, "held", wanted.held, **seen))
     for number, (index, parents) in enumerate(wanted.do):
@@ -692,7 +795,7 @@ def _estimates(f, keys, shape, samples, chosen, wanted, labels, options):
         tried(name, intervened)
     turn = None
     if len(wanted.order) > 1:
-        tried("turn", lambda: run(frame_turn, "turn", wanted.order, **options))
+        tried("turn", lambda: run(frame_turn, "turn", wanted.order, **options), 2.0)
         turn = moments.pop("turn", None)
     return moments, four, turn, failed
 
@@ -737,11 +840,12 @@ def _sampled(f, key, shape, samples, labels, options) -> Moment:
     batch = _batch_size(run.batch, math.prod(shape), labels.n, samples, 1)
 
     values = jax.jit(jax.vmap(f))
-    starts = range(0, samples, batch)
-    parts = [
-        np.asarray(values(_drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)))
-        for first in starts
-    ]
+    parts = []
+    for first in range(0, samples, batch):
+        if enough(first):
+            break
+        latents = _drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)
+        parts.append(np.asarray(values(latents)))
     features = np.concatenate(parts)[:samples].astype(np.float64)
     found = dependence.sample_moment(features, names=labels.names)
     words, impl = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cdelta
-from cdelta import dependence, reporting
+from cdelta import _stream, dependence, reporting
 from cdelta.reporting import Report, report
 from tests.test_dependence import KEY, scores
 from tests.test_dependence_hypotheses import bent_pair, to_order_three, weighing
@@ -112,10 +112,85 @@ def test_a_report_depends_on_its_key_alone(curved):
     assert not np.allclose(other.moments["wiggle"].matrix, curved.moments["wiggle"].matrix)
 
 
-def test_seconds_are_a_budget_too():
-    made = report(bent, KEY, 2, budget=0.2)
-    assert made.samples >= 64 and made.moments["wiggle"].samples == made.samples
-    assert made.seconds > 0
+class Clock:
+    """Time passes when latents are computed: ``pilot`` seconds each where they are looked at, and
+    ``price`` in an average, whose program compiles for ``compiling`` seconds."""
+
+    def __init__(self, monkeypatch, pilot, price, compiling=0.0):
+        self.t, self.batches = 1000.0, []
+        looking, sums = reporting._looking, _stream._batch_sums
+
+        def looked(*kind):
+            program = looking(*kind)
+
+            def run(leaves, latents):
+                self.t += pilot * len(latents)
+                return program(leaves, latents)
+
+            return run
+
+        def summed(f, key, start, stop, **settings):
+            self.t += price * settings["batch"] + compiling * (start == 0)
+            self.batches.append(settings["batch"])
+            return sums(f, key, start, stop, **settings)
+
+        monkeypatch.setattr(reporting, "_now", lambda: self.t)
+        monkeypatch.setattr(reporting, "_worked", lambda: self.t)
+        monkeypatch.setattr(reporting, "_looking", looked)
+        monkeypatch.setattr(_stream, "_batch_sums", summed)
+
+
+ASKED = dict(held="b", graph={"b": "a", "c": ["b"]})
+
+
+@pytest.mark.parametrize("load", [1, 30])
+def test_seconds_are_kept_also_where_the_machine_slows_down(monkeypatch, load):
+    """Of 20 seconds 16 are used at least, and at most a batch more a moment; as many latents as
+    the pilot's time foretells would take ``load`` times as long."""
+    clock = Clock(monkeypatch, 2e-3, load * 2e-3)
+    made = report(chain, KEY, 3, budget=20.0, **ASKED)
+    batch = max(clock.batches)
+    assert 16 < made.seconds < 20 + 4 * batch * load * 2e-3 and made.seconds == clock.t - 1000
+    assert batch * 2e-3 < 20 / 8 and 64 <= made.samples == made.moments["wiggle"].samples
+    assert made.samples < 20 / (load * 2e-3)
+    assert (about(made, "budget") == []) == (made.seconds < 22)
+    for name in ("held", "do(b)"):  # a part for each
+        assert made.moments[name].samples >= 16
+    np.testing.assert_allclose(made.moments["wiggle"].matrix, U @ U.T, atol=1e-13)
+
+
+def test_seconds_that_are_too_few_are_overrun_by_little_and_it_is_said(monkeypatch):
+    clock = Clock(monkeypatch, 0.1, 0.1, compiling=5.0)
+    made = report(chain, KEY, 3, budget=3.0, **ASKED)
+    assert made.samples == 16 and max(clock.batches) == 8
+    (said,) = about(made, "budget")
+    assert said.value == made.seconds > 3 and "for a budget of 3 s" in said and not said.warning
+
+
+def test_a_number_of_latents_asks_no_clock(monkeypatch):
+    """What is chosen, too: it is the same however long anything takes."""
+    plain = report(chain, KEY, 3, budget=100, **ASKED)
+    Clock(monkeypatch, 50.0, 1e4)
+    again = report(chain, KEY, 3, budget=100, **ASKED)
+    assert str(again) == str(plain) and again.samples == plain.samples == 100
+
+
+def test_rows_and_products_are_timed_where_there_is_time(monkeypatch):
+    """Rows that are dearer than was counted lose to products, which cost nothing here."""
+    f = lambda x: jnp.stack([x[0] ** 3 + x[1], x[1] * x[2], x[2] + x[3] ** 2])  # noqa: E731
+    run = _stream.Run()
+    f = dependence._looked_at(f, (4,), "rows", 1.0, 1, run)[0]
+    look = reporting._look(f, KEY, 64, (4,), run)
+    slow = look._replace(seconds=1e-3, work=1.0)
+    patient, hurried = (reporting._Budget.of(seconds) for seconds in (1e6, 0.9))
+    assert reporting._timed(f, slow, (4,), run, reporting._Budget.of(64)) is None
+    assert reporting._timed(f, slow, (4,), run, hurried) is None  # the clock would take it all
+    dearer = reporting._timed(f, slow, (4,), run, patient)
+    assert dearer > 10
+    counted, timed = (reporting._method(look, (4,), ratio)[0] for ratio in (None, dearer))
+    cheap = reporting._method(look, (4,), 0.01)
+    assert cheap[0].method == "rows" and timed.method == "jvp"
+    assert "as timed" in cheap[1][0] and counted.price <= timed.price
 
 
 # -------------------------------------------------------- each diagnostic speaks, or is silent
