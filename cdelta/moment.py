@@ -175,10 +175,16 @@ class Moment:
         a :meth:`partial` moment is to be taken from the whole, not put together from parts.
 
         Raises ValueError for no moments, for moments of other features or with others held, and
-        when two were drawn from **the same key**: their latents are the same, and would be counted
-        as twice as many.
+        when two were drawn from **the same key**, or have the same entries and replicates: their
+        latents are the same, and would be counted as twice as many.
         """
-        moments = list(moments)
+        given = [moments] if isinstance(moments, Moment) else list(moments)
+        for number, moment in enumerate(given):
+            if not isinstance(moment, Moment):
+                raise ValueError(
+                    f"moments must be Moments, got {type(moment).__name__} in number {number}"
+                )
+        moments = given
         if not moments:
             raise ValueError("moments must be at least one, got none")
         first = moments[0]
@@ -201,6 +207,17 @@ class Moment:
                     f"moments must be independent, and number {number} has the key of one before "
                     "it: the same latents would be counted twice. Give each run a key of its own, "
                     "as from jax.random.split"
+                )
+            # of arrays there is no key; equal numbers that vary are those of the same samples
+            if not np.allclose(moment.replicates, moment.matrix) and any(
+                np.array_equal(moment.matrix, other.matrix)
+                and np.array_equal(moment.replicates, other.replicates, equal_nan=True)
+                for other in moments[:number]
+                if not len(moment.keys) and not len(other.keys)
+            ):
+                raise ValueError(
+                    f"moments must be independent, and number {number} is the same as one before "
+                    "it: the same samples would be counted twice"
                 )
         sizes = np.array([moment.samples for moment in moments], float)
         total = np.einsum("r,rij->ij", sizes, [moment.matrix for moment in moments])
@@ -388,6 +405,8 @@ class Moment:
             kind = np.uint32 if name == "keys" else np.floating
             if parts[name].shape != shape or not np.issubdtype(parts[name].dtype, kind):
                 raise ValueError(f"its {name} is {parts[name].dtype} of {parts[name].shape}")
+        if int(about["samples"]) < 1:
+            raise ValueError(f"it has {about['samples']} samples")
         labels = Labels.of(n, about["names"])
         held = labels.indices("held", about["held"]) if about["held"] else ()
         return cls(
@@ -421,7 +440,7 @@ def read(
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             arrays = {name: np.asarray(file[name]) for name in file.files if name != "about"}
-        if about["kind"] != kind or not isinstance(about["format"], int):
+        if about["kind"] != kind or type(about["format"]) is not int or about["format"] < 1:
             raise ValueError(f"it says that it holds {about['kind']!r}")
     except FileNotFoundError:
         raise

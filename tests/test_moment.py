@@ -310,6 +310,8 @@ def test_one_sample_more_is_one_group_more():
             lambda m: [Moment.concatenate([m, other()]), other()],
             "number 1 has the key of one before it",
         ),
+        (lambda m: [known(0), known(1), known(0)], "number 2 is the same as one before it"),
+        (lambda m: [m, m.matrix], "moments must be Moments, got ndarray in number 1"),
         (lambda m: [m, other().named(NAMES)], "moments must have the same names"),
         (lambda m: [m, other().partial(1)], r"moments must have the same held, got \(\) and"),
         (lambda m: [m, other().select([0, 1])], "moments must be of the same features, got 3 and"),
@@ -323,6 +325,18 @@ def test_runs_that_are_not_independent_or_not_alike_are_refused(others, message)
 
 def other():
     return wiggle_moment(three, jax.random.key(1), (3,), 9)
+
+
+def known(seed):
+    """Of arrays, without a key."""
+    return dependence.from_wiggles(np.random.default_rng(seed).standard_normal((9, 3)))
+
+
+def test_a_moment_alone_and_moments_that_do_not_vary_are_put_together():
+    """Of an affine map's rows two files say the same, and are two."""
+    assert Moment.concatenate(known(0)).samples == 9
+    same = dependence.from_rows(np.broadcast_to(np.eye(3), (5, 3, 3)))
+    assert Moment.concatenate([same, same]).samples == 10
 
 
 # -------------------------------------------------------------- tables, figures, files
@@ -405,6 +419,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
             Moment.load(path)
     with pytest.raises(FileNotFoundError):
         Moment.load(tmp_path / "nothing")
+    about = '{"kind": "cdelta.Moment", "format": true}'
+    np.savez(path.open("wb"), about=about, matrix=np.eye(2))
+    with pytest.raises(ValueError, match="is not a moment's file"):
+        Moment.load(path)
     np.savez(path.open("wb"), about="[]", matrix=np.eye(2))
     with pytest.raises(ValueError, match="is not a moment's file"):
         Moment.load(path)
@@ -425,6 +443,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         {"about": {"names": ["a", "a", "b"]}},
         {"about": {"held": [7]}},
         {"degenerate": np.zeros(2)},
+        {"about": {"samples": -1}},
     ):
         rewritten(**changed)
         with pytest.raises(ValueError, match="is a damaged moment's file"):
