@@ -26,6 +26,14 @@ class Average(NamedTuple):
     stderr: float
 
 
+class Change(NamedTuple):
+    """Of each image: the share of a true change that was made, and the size of what else changed,
+    over the size of the true change."""
+
+    share: Float[np.ndarray, " n"]
+    stray: Float[np.ndarray, " n"]
+
+
 class Neighbours(NamedTuple):
     """For each sample, the Euclidean distance to its nearest row of the data, and that row's
     index."""
@@ -143,6 +151,40 @@ def composition(
     for _ in range(cycles):
         end = again(end)
     return 255 / cycles * pixel_error(images, end, span)
+
+
+def change(
+    before: Float[ArrayLike, "n ..."],
+    after: Float[ArrayLike, "n ..."],
+    truth: Float[ArrayLike, "n ..."],
+) -> Change:
+    r"""How much of the change from ``before`` to ``truth`` was made, and what else: with
+    :math:`\Delta` the change to ``after`` and :math:`\Delta^*` the true one, of each image
+
+    .. math:: \Delta = s\, \Delta^* + r, \quad r \perp \Delta^*, \qquad
+        \text{share} = s, \quad \text{stray} = \|r\| / \|\Delta^*\| .
+
+    The distance from the truth is both: :math:`\|\Delta - \Delta^*\|^2 = \bigl((s-1)^2 +
+    \text{stray}^2\bigr) \|\Delta^*\|^2`. Who does nothing has share 0 and stray 0.
+
+    Raises ValueError for empty stacks, images of different shapes, values that are not finite, or
+    where nothing was to change.
+    """
+    start, truth = _pair("before", before, "truth", truth)
+    start, after = _pair("before", start, "after", after)
+    if not len(start) == len(truth) == len(after):
+        raise ValueError(
+            "before, after and truth must be equally many images, got "
+            f"{len(start)}, {len(after)} and {len(truth)}"
+        )
+    start, after, truth = (np.asarray(part, np.float64) for part in (start, after, truth))
+    wanted, made = truth - start, after - start
+    size = (wanted**2).sum(1)
+    if not size.all():
+        raise ValueError(f"truth must differ from before, but image {size.argmin()} is the same")
+    share = (made * wanted).sum(1) / size
+    rest = made - share[:, None] * wanted
+    return Change(share, np.sqrt((rest**2).sum(1) / size))
 
 
 def _pair(name: str, x: ArrayLike, other: str, y: ArrayLike) -> tuple[Array, Array]:

@@ -144,6 +144,22 @@ def test_pixels_as_a_share_of_their_span():
     np.testing.assert_allclose(quality.pixel_error(x, y, 1.0)[1], 0.1, atol=1e-12)
 
 
+def test_a_change_is_its_share_and_the_rest():
+    before, truth = RNG.normal(size=(2, 4, 5, 3))
+    wanted = (truth - before).reshape(4, -1)
+    aside = RNG.normal(size=wanted.shape)
+    aside -= ((aside * wanted).sum(1) / (wanted**2).sum(1))[:, None] * wanted
+    s, size = np.array([0.0, 0.4, 1.0, -2.0]), np.array([0.0, 0.0, 0.7, 1.5])
+    lengths = np.linalg.norm(wanted, axis=1) / np.linalg.norm(aside, axis=1)
+    moved = s[:, None] * wanted + (size * lengths)[:, None] * aside
+    after = before + moved.reshape(before.shape)
+    found = quality.change(before, after, truth)
+    np.testing.assert_allclose(found.share, s, atol=1e-12)
+    np.testing.assert_allclose(found.stray, size, atol=1e-7)
+    off = np.linalg.norm((after - truth).reshape(4, -1), axis=1) / np.linalg.norm(wanted, axis=1)
+    np.testing.assert_allclose(np.hypot(found.share - 1, found.stray), off, atol=1e-12)
+
+
 def test_composition_counts_what_a_cycle_adds():
     x = RNG.uniform(size=(3, 4, 4))
     np.testing.assert_allclose(quality.composition(lambda x: x, x, 10), 0)
@@ -164,6 +180,9 @@ def test_composition_counts_what_a_cycle_adds():
         (lambda: quality.pixel_error(np.ones((2, 3)), np.ones((3, 3))), "equally many"),
         (lambda: quality.pixel_error(np.ones((2, 3)), np.ones((2, 3)), 0.0), "span must be"),
         (lambda: quality.composition(lambda x: x, np.ones((2, 3)), 0), "cycles must be"),
+        (lambda: quality.change(*np.ones((3, 2, 3))), "truth must differ from before, but image 0"),
+        (lambda: quality.change(np.ones((2, 3)), np.ones((1, 3)), np.zeros((2, 3))), "equally"),
+        (lambda: quality.change(np.ones((2, 3)), np.ones((2, 4)), np.zeros((2, 3))), "one shape"),
     ],
 )
 def test_refusals_of_errors_of_images(call, message, unchecked):

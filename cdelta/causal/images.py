@@ -61,11 +61,11 @@ class ImageModel:
 
         Raises ValueError for an empty stack, or values that are not finite.
         """
-        return Noises(*self._batched(_abducted, _stack("images", images)))
+        return Noises(*self._batched(_abducted, self._forward, _stack("images", images)))
 
     def images(self, noises: Noises) -> Float[Array, "n ..."]:
         r"""The images that noises make, :math:`\varphi(z) + r`."""
-        return self._batched(_made, noises.latents, noises.rest)
+        return self._batched(_made, self._forward, noises.latents, noises.rest)
 
     def values(self, images: Float[ArrayLike, "n ..."]) -> Float[Array, "n attributes"]:
         """What the readout says of images."""
@@ -75,7 +75,7 @@ class ImageModel:
 
     def rows(self, noises: Noises) -> Float[Array, "n attributes ..."]:
         """Each attribute's gradient with respect to the latent."""
-        return self._batched(_values_and_rows, noises.latents, noises.rest)[1]
+        return self._batched(_values_and_rows, self.flow, noises.latents, noises.rest)[1]
 
     def steer(
         self,
@@ -83,6 +83,7 @@ class ImageModel:
         targets: Mapping[int, Float[ArrayLike, " n"]],
         steps: int = 2,
         corrections: int = 4,
+        rows: Float[Array, "n attributes ..."] | None = None,
     ) -> Noises:
         r"""Noises whose images have the values ``{attribute: [n] values, ...}``, by the shortest
         path (C16).
@@ -93,13 +94,20 @@ class ImageModel:
         with s running through ``steps`` equal steps. Each takes the Jacobian once, where it begins,
         and aims at a point of the straight line from where it is; ``corrections`` more moves in the
         span of the same gradients, by Broyden's method, bring it there. The equation of
-        :func:`cdelta.causal.steer` is the limit of many steps.
+        :func:`cdelta.causal.steer` is the limit of many steps. ``rows``, when they are known, are
+        the gradients at ``noises``: several ways from the same images need them once.
 
-        Raises ValueError when a target is not one value an image, and when images miss theirs.
+        Raises ValueError when a target is not one value an image, when rows have another shape,
+        and when images miss their targets.
         """
         features, to = self._aims(noises, targets)
         steps = _check.count("steps", steps)
-        return self._moved(noises, to, functools.partial(_steered, features, steps, corrections))
+        move = functools.partial(_steered, features, steps, corrections)
+        if rows is None:
+            return self._moved(noises, to, move)
+        expected = (len(to), self._attributes(noises).size, *noises.latents.shape[1:])
+        _check.shape("rows", rows, expected, ", a gradient for each image and attribute")
+        return self._moved(noises, to, move, rows)
 
     def follow(
         self,
@@ -109,6 +117,7 @@ class ImageModel:
         to: Float[ArrayLike, " n"],
         steps: int = 2,
         corrections: int = 4,
+        rows: Float[Array, "n attributes ..."] | None = None,
     ) -> Noises:
         r"""Noises at which attribute k has the values ``to [n]``, along its direction of the frame
         (C7): ``order`` are attributes, first cause first; those before k stay and those after it
@@ -126,7 +135,7 @@ class ImageModel:
             raise ValueError(f"order must hold the attribute k = {k}, got {order}")
         now = self.values(self.images(noises))
         held = {other: now[:, other] for other in order[: order.index(k)]}
-        return self.steer(noises, {**held, k: to}, steps, corrections)
+        return self.steer(noises, {**held, k: to}, steps, corrections, rows)
 
     def push(
         self,
@@ -148,6 +157,11 @@ class ImageModel:
         iterations = _check.count("iterations", iterations)
         return self._moved(noises, to, functools.partial(_pushed, direction, k, iterations))
 
+    @property
+    def _forward(self) -> Flow:
+        """The same flow where no reverse pass is taken: as a loop it compiles many times faster."""
+        return dataclasses.replace(self.flow, unroll=False)
+
     def _attributes(self, noises: Noises) -> jax.ShapeDtypeStruct:
         one = jax.ShapeDtypeStruct(noises.latents.shape[1:], noises.latents.dtype)
         out = jax.eval_shape(self.readout, one)
@@ -167,10 +181,10 @@ class ImageModel:
             _check.finite(f"targets[{k}]", column)
         return features, jnp.stack(columns, 1).astype(attributes.dtype)
 
-    def _moved(self, noises: Noises, to: Array, move: Callable) -> Noises:
+    def _moved(self, noises: Noises, to: Array, move: Callable, *known: Array) -> Noises:
         latents = []
-        for (z, rest, aim), start in _parts(self.batch, *noises, to):
-            z, missed = move(self.flow, self.readout, z, rest, aim)
+        for (z, rest, aim, *rows), start in _parts(self.batch, *noises, to, *known):
+            z, missed = move(self, z, rest, aim, *rows)
             bad = np.flatnonzero(~(np.asarray(missed) <= REACHED))
             bad = bad[bad + start < len(to)]
             if bad.size:
@@ -182,12 +196,10 @@ class ImageModel:
             latents.append(z)
         return Noises(jnp.concatenate(latents)[: len(to)], noises.rest)
 
-    def _batched(self, function: Callable, *stacks: Array) -> Any:
+    def _batched(self, function: Callable, flow: Flow, *stacks: Array) -> Any:
         """``function(flow, readout, *batch)`` over all of the stacks."""
         n = len(stacks[0])
-        out = [
-            function(self.flow, self.readout, *parts) for parts, _ in _parts(self.batch, *stacks)
-        ]
+        out = [function(flow, self.readout, *parts) for parts, _ in _parts(self.batch, *stacks)]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *out)
 
 
@@ -261,15 +273,19 @@ def _steered(
     features: tuple[int, ...],
     steps: int,
     corrections: int,
-    flow: Flow,
-    readout: Callable,
+    model: ImageModel,
     z: Array,
     rest: Array,
     to: Array,
+    rows: Array | None = None,
 ) -> tuple[Array, Array]:
     chosen = np.array(features)
+    forward, readout = model._forward, model.readout
     for s in range(1, steps + 1):
-        values, rows = _values_and_rows(flow, readout, z, rest)
+        if s == 1 and rows is not None:
+            values = _values(forward, readout, z, rest)
+        else:
+            values, rows = _values_and_rows(model.flow, readout, z, rest)
         if s == 1:
             start = values[:, chosen]
         aim = start + (to - start) * (s / steps)
@@ -277,26 +293,25 @@ def _steered(
         c = move = aim - values[:, chosen]
         before, slope = -c, jnp.stack([jnp.eye(len(features), dtype=c.dtype)] * len(c))
         for _ in range(corrections):
-            off = _values(flow, readout, _lifted(features, z, rows, c), rest)[:, chosen] - aim
+            off = _values(forward, readout, _lifted(features, z, rows, c), rest)[:, chosen] - aim
             slope, move = _corrected(slope, move, c, off, before)
             before, c = off, c + move
         z = _lifted(features, z, rows, c)
-    return z, _missed(start, _values(flow, readout, z, rest)[:, chosen], to)
+    return z, _missed(start, _values(forward, readout, z, rest)[:, chosen], to)
 
 
 def _pushed(
     direction: Array,
     k: int,
     iterations: int,
-    flow: Flow,
-    readout: Callable,
+    model: ImageModel,
     z: Array,
     rest: Array,
     to: Array,
 ) -> tuple[Array, Array]:
     def value(alpha):
         steps = alpha.reshape(-1, *(1,) * direction.ndim) * direction
-        return _values(flow, readout, z + steps, rest)[:, k]
+        return _values(model._forward, model.readout, z + steps, rest)[:, k]
 
     to = to[:, 0]
     alpha = jnp.zeros_like(to)

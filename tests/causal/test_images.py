@@ -141,6 +141,24 @@ def test_there_and_back_and_nothing():
     assert np.abs(back.latents - noises.latents).max() < 1e-2 * moved
 
 
+def test_known_gradients_are_taken_for_the_first_step():
+    model = ImageModel(FLOW, bent, batch=2)
+    noises = model.abduct(IMAGES)
+    rows, y = model.rows(noises), model.values(IMAGES)
+    for steps in (1, 3):
+        alone = model.steer(noises, {2: TO}, steps)
+        given = model.steer(noises, {2: TO}, steps, rows=rows)
+        np.testing.assert_allclose(given.latents, alone.latents, atol=1e-12)
+    # they are what the first step goes by: along wrong ones the path is another
+    wrong = model.steer(noises, {2: y[:, 2] + 0.1}, 1, rows=rows[:, ::-1])
+    right = model.steer(noises, {2: y[:, 2] + 0.1}, 1, rows=rows)
+    assert np.abs(wrong.latents - right.latents).max() > 0.01
+    followed = model.follow(noises, 2, [0, 1, 2], TO, 1, rows=rows)
+    np.testing.assert_allclose(
+        followed.latents, model.follow(noises, 2, [0, 1, 2], TO, 1).latents, atol=1e-12
+    )
+
+
 def test_a_batch_is_its_images():
     model = linear()
     noises = model.abduct(IMAGES)
@@ -172,6 +190,7 @@ def test_what_cannot_be_reached_is_said():
         (lambda m, z: m.steer(z, {1: TO / 0}), r"targets\[1\] must be finite"),
         (lambda m, z: m.steer(z, {1: TO}, steps=0), "steps must be"),
         (lambda m, z: m.follow(z, 1, [0, 2], TO), "order must hold the attribute k = 1"),
+        (lambda m, z: m.steer(z, {1: TO}, rows=z.latents), r"rows must have shape \(5, 3, 2, 4\)"),
         (lambda m, z: m.push(z, jnp.ones(3), 1, TO), "direction must have shape"),
         (lambda m, z: m.abduct(IMAGES[:0]), "images must be a stack"),
         (lambda m, z: m.abduct(IMAGES / 0), "images must be finite"),
