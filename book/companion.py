@@ -478,7 +478,7 @@ def finish_page(
         return name and ("" if name == pagename else app.builder.get_relative_uri(pagename, name))
 
     def missing(number: int) -> None:
-        LOGGER.info("%s: there is no chapter %d", pagename, number)
+        LOGGER.warning("%s: there is no chapter %d", pagename, number)
 
     body = finish.link_chapters(context["body"], address, missing)
     body = finish.link_figures(body, address)

@@ -76,7 +76,8 @@ def number_figures(body: str, chapter: int) -> str:
 
 
 def link_figures(body: str, address: Callable[[int], str | None]) -> str:
-    """Each "Figure 6.1" or "Table 6.1" in the text leads there."""
+    """Each "Figure 6.1" or "Table 6.1" in the text leads there; one of a chapter that does not
+    exist stays text."""
 
     def mention(match: re.Match[str]) -> str:
         kind, chapter, number = match.groups()

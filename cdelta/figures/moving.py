@@ -1,10 +1,12 @@
 r"""Figures that a reader moves: precomputed frames of a few layers, and the slider's script."""
 
+import base64
 import functools
 import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from PIL import Image
 
-from cdelta.figures.page import described, drawn, framed, present
-from cdelta.figures.style import BLUE
+from cdelta.figures.page import HEAT, PHOTOGRAPH, described, drawn, framed, present
+from cdelta.figures.style import BLUE, DIVERGING
 
 LIMIT = 400_000  # bytes that a movable figure may take
 
@@ -32,14 +35,17 @@ class Layer:
     - ``"ellipses"``: ``[n, 3, 2]``, each a centre and two conjugate half-diameters: the image of
       the unit circle under the matrix with these two columns; filled, with an outline of ``width``;
     - ``"points"``: ``[n, 2]``, discs of diameter ``width``;
-    - ``"arrows"``: ``[n, 2, 2]``, each from its tail ``[0]`` to its tip ``[1]``.
+    - ``"arrows"``: ``[n, 2, 2]``, each from its tail ``[0]`` to its tip ``[1]``;
+    - ``"picture"``: ``[height, width, 3]``, colours from 0 to 1, or ``[height, width]``, signed
+      values from -1 to 1 in two colours (red above zero, blue below, the page's own at zero). It
+      fills ``ax``, whose coordinates it does not ask.
 
     ``width`` is in points (1/72 inch), ``alpha`` the opacity (of the filling where there is one),
     ``zorder`` as in matplotlib.
     """
 
     ax: Axes
-    kind: Literal["line", "area", "ellipses", "points", "arrows"]
+    kind: Literal["line", "area", "ellipses", "points", "arrows", "picture"]
     frames: Sequence[Any] | np.ndarray
     color: str = BLUE
     width: float | int = 1.4
@@ -102,7 +108,8 @@ def movable(
     def moving(svg: str) -> str:
         # here and not before: only in a figure that is laid out do data coordinates have a place
         for number, layer in enumerate(layers):
-            paths.append([_path(layer, frame, fig) for frame in layer.frames])
+            draw = _picture if layer.kind == "picture" else _path
+            paths.append([draw(layer, frame, fig) for frame in layer.frames])
             before, after = svg.split(f'<g id="layer-{number}">')
             _, after = after.split("</g>", 1)
             svg = before + _group(layer, number, paths[number][start], fig) + after
@@ -223,6 +230,30 @@ def _path(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
     )
 
 
+def _picture(layer: Layer, frame: ArrayLike, fig: Figure) -> str:
+    """One frame of a picture as the address of an image that the page carries: a photograph as
+    JPEG, two colours as PNG in thirty steps (both a few kB)."""
+    values = np.asarray(frame, dtype=float)
+    signed = values.ndim == 2
+    if not signed and (values.ndim != 3 or values.shape[-1] != 3):
+        raise ValueError(
+            f"a frame of picture must have shape [height, width, 3] or [height, width], "
+            f"got {values.shape}"
+        )
+    low = -1 if signed else 0
+    if not (np.isfinite(values).all() and low <= values.min() and values.max() <= 1):
+        raise ValueError(
+            f"a frame of picture must hold values from {low} to 1, "
+            f"got {values.min():.3g} to {values.max():.3g}"
+        )
+    if signed:
+        values = DIVERGING((np.rint(15 * values) / 15 + 1) / 2)
+    image, file = Image.fromarray(np.rint(255 * values).astype(np.uint8)), BytesIO()
+    kind = "png" if signed else "jpeg"
+    image.save(file, kind, **({"optimize": True} if signed else {"quality": 90, "subsampling": 0}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def _with_heads(arrows: np.ndarray, width: float | int) -> np.ndarray:
     """Each arrow ``[tail, tip]`` as one polyline: tail, tip, a barb, tip again, the other barb."""
     tail, tip = arrows[:, 0], arrows[:, 1]
@@ -254,6 +285,15 @@ def _group(layer: Layer, number: int, path: str, fig: Figure) -> str:
     axes."""
     left, low, right, high = layer.ax.bbox.extents * 72 / fig.dpi
     top = 72 * fig.get_figheight() - high
+    if layer.kind == "picture":
+        photograph = path.startswith("data:image/jpeg")
+        return (
+            f'<image id="path-{number}" x="{left:.2f}" y="{top:.2f}" width="{right - left:.2f}" '
+            f'height="{high - low:.2f}" style="opacity:{layer.alpha:g}'
+            # the few pixels of a field of values stay pixels
+            f'{"" if photograph else ";image-rendering:pixelated"}" '
+            f'class="{PHOTOGRAPH if photograph else HEAT}" href="{path}"/>'
+        )
     color = to_hex(layer.color)
     fill = (
         f"fill:{color};fill-opacity:{layer.alpha:g}"

@@ -11,11 +11,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from cdelta.figures.panels import windows
 from cdelta.figures.style import SMALLEST, THEMED
+
+# A picture is what it is in both themes; in a heat map, and in what else is rasterised, the dark
+# theme's colours are lighter (figures.css)
+PHOTOGRAPH, HEAT = "cd-photograph", "cd-heat"
 
 # What the figure needs where the book's style sheet is not: in a notebook
 _INLINE = (
@@ -59,7 +64,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
         f'<th scope="col">{cell}</th>' if str(cell).strip() else "<td></td>" for cell in header
     )
     body = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{_whole(cell)}</td>" for cell in cells)}'
+        "</tr>"
         for name, *cells in rows
     )
     page = (
@@ -69,6 +75,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
         f"<figcaption>{caption}</figcaption></figure>"
     )
     present(page, "\n".join("\t".join(map(str, row)) for row in [header, *rows]))
+
+
+def _whole(cell: Any) -> str:
+    """A cell's text, in which no line ends between a value and its error."""
+    return str(cell).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
 
 
 def tex(values: ArrayLike, form: str = ".2f") -> str:
@@ -106,12 +117,18 @@ def drawn(
     # on whether the figure had been drawn before.
     fig.draw_without_rendering()
     panels = windows(fig)
+    for number, image in enumerate(fig.findobj(AxesImage)):
+        # what has its own colours, or shades of grey, is the same in both themes
+        own = np.ndim(image.get_array()) == 3 or image.get_cmap().name in ("gray", "magma")
+        image.set_gid(f"{PHOTOGRAPH if own else HEAT}-{number}")
     file = StringIO()
     fig.savefig(file, format="svg")
     svg = edit(file.getvalue())
     plt.close(fig)
 
-    svg = _body(svg)
+    svg = re.sub(
+        rf' id="({PHOTOGRAPH}|{HEAT})-\d+"', lambda match: f' class="{match[1]}"', _body(svg)
+    )
     width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
     svg = re.sub(r'( d="[^"]*"| [xy]="[^"]*")', lambda match: _shorter(match[0]), svg)
     for color, themed in THEMED.items():

@@ -15,7 +15,7 @@
   const draw = () => {
     // the frames of the ticked box follow those of the empty one
     const f = +slider.value + (box?.checked ? +slider.max + 1 : 0);
-    paths.forEach((path, i) => path.setAttribute("d", frames.d[i][f]));
+    paths.forEach((path, i) => path.setAttribute(path.matches("image") ? "href" : "d", frames.d[i][f]));
     text.textContent = frames.text[f];
     slider.setAttribute("aria-valuetext", frames.text[f]);
   };

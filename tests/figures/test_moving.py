@@ -1,15 +1,19 @@
 """A slider that moves: the frames that were computed, and in a real browser."""
 
+import base64
 import html
 import json
 import re
 import shutil
 import subprocess
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 
 import cdelta
 from cdelta import figures
@@ -236,3 +240,77 @@ def test_moving_ellipses_are_images_of_the_circle(shown):
         np.testing.assert_allclose(drawn, image @ image.T, atol=0.03 * long**2)
         middles.append(np.array([x + across / 2, y + down / 2]))
     np.testing.assert_allclose(middles[1] - middles[0], scale @ (centres[1] - centres[0]), atol=2)
+
+
+def pictured(frames, **changes):
+    """A figure of one layer, a picture."""
+    fig, ax = plt.subplots()
+    options = {"label": "t", "caption": "c", "alt": "a", **changes}
+    figures.movable(fig, [figures.Layer(ax, "picture", frames)], range(len(frames)), **options)
+
+
+def image_of(address):
+    """What a page's image shows, [height, width, channels], from 0 to 1."""
+    kind, data = address.removeprefix("data:image/").split(";base64,")
+    image = Image.open(BytesIO(base64.b64decode(data)))
+    assert image.format.lower() == kind
+    return np.asarray(image, float) / 255
+
+
+def test_pictures_show_colours_and_signed_values(shown):
+    """Colours as they are; two colours whose opacity is the size, and nothing at zero."""
+    across = np.linspace(0, 1, 64)
+    colours = np.stack(np.broadcast_arrays(across[:, None], across, 0.5), -1)
+    pictured([colours, colours[::-1]], start=1)
+    first, second = frames(shown[0])["d"][0]
+    assert np.abs(image_of(first) - colours).max() < 0.06
+    assert np.abs(image_of(second) - colours[::-1]).max() < 0.06
+    head = re.search(r'<image id="[^"]*-path-0"[^>]*>', shown[0])[0]
+    assert f'href="{second}"' in head and 'class="cd-photograph"' in head
+
+    pictured([np.array([[-1.0, 0.0, 0.4, 1.0]] * 2), np.zeros((2, 4))])
+    signed = image_of(frames(shown[1])["d"][0][0])[0]
+    assert signed[:, 3] == pytest.approx([1, 0, 0.4, 1], abs=0.02)
+    assert signed[[0, 2, 3], :3] == pytest.approx(
+        np.array([to_rgb(figures.BLUE), to_rgb(figures.RED), to_rgb(figures.RED)]), abs=0.01
+    )
+    assert 'class="cd-heat"' in shown[1] and "image-rendering:pixelated" in shown[1]
+    assert "image-rendering:pixelated" not in shown[0]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((4, 4, 2)), r"\[height, width, 3\] or \[height, width\], got \(4, 4, 2\)"),
+        (np.full((4, 4, 3), -0.5), "values from 0 to 1, got -0.5 to -0.5"),
+        (np.full((4, 4), 1.5), "values from -1 to 1, got 1.5"),
+        (np.full((4, 4), np.nan), "values from -1 to 1, got nan"),
+    ],
+)
+def test_pictures_that_cannot_be_shown_are_refused(frame, message, shown):
+    with pytest.raises(ValueError, match=message):
+        pictured([frame, frame])
+    assert shown == []
+
+
+def test_a_picture_moves_in_a_browser(shown, tmp_path):
+    assert CHROMIUM, "this test needs a Chromium, as the README says"
+    pictured([np.full((4, 4), value) for value in (-1.0, 0.5, 1.0)])
+    script = """
+    const slider = document.querySelector("input"), image = document.querySelector("svg image[id]");
+    const seen = [image.getAttribute("href")];
+    slider.value = 2; slider.dispatchEvent(new Event("input"));
+    seen.push(image.getAttribute("href"), image.getAttribute("d"));
+    document.body.insertAdjacentHTML("beforeend", `<pre id=seen>${JSON.stringify(seen)}</pre>`);
+    """
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+    addresses = frames(shown[0])["d"][0]
+    assert seen == [addresses[0], addresses[2], None]

@@ -1,6 +1,8 @@
-"""Errors planted in cdelta, each with the tests that must catch it: ``make mutants``.
+"""Errors planted in cdelta and the book's scripts, with the tests that must catch each:
+``make mutants``.
 
-A file ``MODULE.toml`` for each module of the package (``causal.effects.toml``), an entry for each
+A file ``MODULE.toml`` for each module of the package (``causal.effects.toml``) or of the book
+(``book.finish.toml``), an entry for each
 error: ``breaks`` says in words what becomes wrong; ``old`` is text that occurs once in the module,
 ``new`` what takes its place; ``tests`` are named as pytest names them, from ``tests/`` on;
 ``quick`` marks those that a sample is drawn from: their tests take a second or two.
@@ -38,7 +40,8 @@ class Mutant:
     @property
     def path(self) -> Path:
         """The module's file, from the root on."""
-        plain = Path("cdelta", *self.module.split("."))
+        parts = self.module.split(".")
+        plain = Path(*parts) if parts[0] == "book" else Path("cdelta", *parts)
         package = plain / "__init__.py"
         return package if (ROOT / package).is_file() else plain.with_suffix(".py")
 
