@@ -104,7 +104,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore tests/notebooks/test_pages.py
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations 15 --ignore tests/notebooks/test_pages.py
 
 # Every chapter from nothing in the smoke profile,
 smoke: $(STAMP)
