@@ -74,6 +74,7 @@ class _Batched:
     def __call__(self, t: Scalar, x: Float[ArrayLike, "*shape"], *conditions: Any) -> Array:
         x = _check.as_float("x", x)
         t, one = jnp.asarray(t), x[None]
+        _check.shape("t", t, (), "; batch with jax.vmap")
         conditions = jax.tree.map(lambda part: jnp.asarray(part)[None], conditions)
         failures = []
         # of a batch of one all of these have the same value, wherever the velocity takes them

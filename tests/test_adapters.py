@@ -501,3 +501,9 @@ def test_products_one_way_only():
 def test_products_of_nothing(unchecked):
     with pytest.raises(ValueError, match="jvp must be a function"):
         adapters.from_products(hidden, 3)
+
+
+def test_a_batched_velocity_takes_one_time(unchecked):
+    velocity = adapters.batched(lambda t, x: t[:, None] * x)
+    with pytest.raises(ValueError, match=r"t must have shape .* got \(3,\); batch with"):
+        velocity(jnp.ones(3), jnp.ones(2))

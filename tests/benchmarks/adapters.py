@@ -178,10 +178,10 @@ def side_by_side(functions, repeats):
 def table(title, times, against):
     """Medians with the spread of a repeat, and the ratio of each to one of them, repeat by repeat:
     what both met in the same moment cancels."""
-    print(f"\n{title}\n{'':34}{'CPU ms':>16}{'ms':>16}{'ratio of CPU':>16}{'of time':>16}")
+    print(f"\n{title}\n{'':34}{'CPU ms':>19}{'ms':>19}{'ratio of CPU':>19}{'of time':>19}")
     for name, record in times.items():
         cells = [*(1e3 * record).T, *(record / times[against]).T]
-        shown = "".join(f"{said(cell):>16}" for cell in cells)
+        shown = "".join(f"{said(cell):>19}" for cell in cells)
         print(f"{name:34}{shown}")
 
 
@@ -309,7 +309,7 @@ def product_of(solver, steps):
     """Products of the flow with the probes of each latent, ``[B, P, *shape]``."""
     flow = jax.jit(
         lambda network, xs, zs: jax.vmap(
-            lambda x, z: jacobian.jvp(Flow(network, solver, steps), x, z)
+            lambda x, z: jacobian.jvp(Flow(network, solver, steps, unroll=steps <= 3), x, z)
         )(xs, zs)
     )
     return lambda network, xs, zs: np.asarray(flow(network, xs, zs), np.float64)
