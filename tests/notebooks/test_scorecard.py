@@ -299,6 +299,14 @@ def test_book_builds_and_a_missed_bound_or_unknown_claim_stops_it(book):
     write(value=2.0, passed=False, outcome="fails")  # says something of the claim, breaks nothing
     done = build(root)
     assert done.returncode == 0, done.stderr
+    page = root / "book/executed/01_a.ipynb"
+    written = page.read_text()
+    page.write_text(written.replace("# A title", "# A title\\n\\nSee chapter 99."))
+    write()
+    done = build(root)
+    assert done.returncode != 0
+    assert "01_a: there is no chapter 99" in done.stderr + done.stdout
+    page.write_text(written)
     write(claim="T99")
     done = build(root)
     assert done.returncode != 0
