@@ -505,5 +505,5 @@ def test_products_of_nothing(unchecked):
 
 def test_a_batched_velocity_takes_one_time(unchecked):
     velocity = adapters.batched(lambda t, x: t[:, None] * x)
-    with pytest.raises(ValueError, match=r"t must have shape .* got \(3,\); batch with"):
+    with pytest.raises(ValueError, match=r"t must have shape .*; batch with jax.vmap, got \(3,\)"):
         velocity(jnp.ones(3), jnp.ones(2))
