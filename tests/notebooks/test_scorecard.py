@@ -243,9 +243,11 @@ def book(tmp_path):
     for page in (tmp_path / "book").glob("*.md"):
         if page.stem not in ("scorecard", "status", "bibliography"):
             page.unlink()
-    # the theorems, the API page and the tests that claims lead to are not part of this book
+    # the theorems, the API page, the tests and the other chapters that claims lead to are not part
+    # of this book
     claims = {
         claim_id: {key: value for key, value in claim.items() if key not in EVIDENCE}
+        | {"chapter": "01"}
         for claim_id, claim in CLAIMS.items()
     }
     (tmp_path / "book" / "claims.yml").write_text(yaml.safe_dump(claims), "utf-8")
