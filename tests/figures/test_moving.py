@@ -24,6 +24,18 @@ CHROMIUM = (
 )
 
 
+def seen_in_browser(figure, script, tmp_path):
+    """What the script leaves in ``pre#seen``, of the figure on a page in a real browser."""
+    page = tmp_path / "page.html"
+    page.write_text(f"<!doctype html><meta charset=utf-8><body>{figure}<script>{script}</script>")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    return json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+
+
 def test_frames_lie_where_the_data_says(shown):
     """Ratios of distances in the drawing are those of the data, and y points up."""
     small()
@@ -191,14 +203,7 @@ def test_a_switch_shows_the_second_half_of_the_frames(shown, tmp_path):
     out.id = "seen"; out.textContent = JSON.stringify(seen);
     document.body.append(out);
     """
-    page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=2000", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+    seen = seen_in_browser(shown[0], script, tmp_path)
     (paths,), texts = (frames(shown[0])[name] for name in ("d", "text"))
     assert seen == [[paths[i], texts[i]] for i in (0, 2, 3, 1)] and len(set(paths)) == 4
 
@@ -304,13 +309,6 @@ def test_a_picture_moves_in_a_browser(shown, tmp_path):
     seen.push(image.getAttribute("href"), image.getAttribute("d"));
     document.body.insertAdjacentHTML("beforeend", `<pre id=seen>${JSON.stringify(seen)}</pre>`);
     """
-    page = tmp_path / "page.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8><body>{shown[0]}<script>{script}</script>")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    options += [f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000", "--dump-dom"]
-    done = subprocess.run(
-        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)[1]))
+    seen = seen_in_browser(shown[0], script, tmp_path)
     addresses = frames(shown[0])["d"][0]
     assert seen == [addresses[0], addresses[2], None]

@@ -2,9 +2,9 @@
 ``make mutants``.
 
 A file ``MODULE.toml`` for each module of the package (``causal.effects.toml``) or of the book
-(``book.finish.toml``), an entry for each
-error: ``breaks`` says in words what becomes wrong; ``old`` is text that occurs once in the module,
-``new`` what takes its place; ``tests`` are named as pytest names them, from ``tests/`` on;
+(``book.finish.toml``), an entry for each error: ``breaks`` says in words what becomes wrong;
+``old`` is text that occurs once in the module, ``new`` what takes its place; ``tests`` are named as
+pytest names them, from ``tests/`` on;
 ``quick`` marks those that a sample is drawn from: their tests take a second or two.
 
 A list that is kept, and not what mutmut or cosmic-ray would generate. Those change every operator
