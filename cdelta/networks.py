@@ -30,6 +30,25 @@ def parameter_count(network: nnx.Module) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
 
 
+def as_pytorch(network: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+    r"""``network`` itself, its linear layers started anew as PyTorch starts them: weights and
+    offsets uniform within :math:`\pm 1/\sqrt{\text{inputs}}`.
+
+    flax's own start has weights of three times that variance, and offsets 0; the paper's networks
+    are trained from PyTorch's. Raises ValueError when there is no linear layer.
+    """
+    layers = [layer for _, layer in nnx.iter_graph(network) if isinstance(layer, nnx.Linear)]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no linear layer (nnx.Linear)")
+    for layer in layers:
+        bound = 1 / np.sqrt(layer.in_features)
+        for variable in (layer.kernel, layer.bias):
+            if variable is not None:  # a layer without offsets
+                shape, dtype = variable.shape, variable.dtype
+                variable[...] = jax.random.uniform(rngs(), shape, dtype, -bound, bound)
+    return network
+
+
 def time_features(t: Time, width: int, highest: float = 1e4) -> Float[Array, " width"]:
     r"""Sines and cosines of ``t``, :math:`[\sin \omega_k t, \cos \omega_k t]`, :math:`\omega_k`
     from ``highest`` to 1.

@@ -43,6 +43,30 @@ def test_time_features():
         networks.time_features(t, 7)
 
 
+def test_a_start_as_in_pytorch():
+    network = networks.MLP(2, 400, 2, 16, rngs=rngs())
+    flax_offset = float(jnp.abs(network.hidden[0].bias[...]).max())
+    assert networks.as_pytorch(network, rngs(3)) is network
+    for layer in (network.hidden[0], network.hidden[1], network.t_in, network.out):
+        bound = 1 / np.sqrt(layer.in_features)
+        for values in (layer.kernel[...], layer.bias[...]):
+            inside = np.asarray(values, float).ravel() / bound
+            assert np.abs(inside).max() <= 1
+            # a uniform law's second and fourth moment; a normal law has another fourth
+            for power, moment, variance in ((2, 1 / 3, 4 / 45), (4, 1 / 5, 16 / 225)):
+                z = (np.mean(inside**power) - moment) / np.sqrt(variance / inside.size)
+                assert abs(z) < 4, (layer, power, z)
+    assert not np.array_equal(network.hidden[0].kernel[...], network.hidden[1].kernel[...])
+    assert flax_offset == 0  # flax's own start would fail the moments of the offsets
+    networks.as_pytorch(nnx.Linear(3, 2, use_bias=False, rngs=rngs()), rngs())
+    with pytest.raises(ValueError, match="PlainModule has no linear layer"):
+        networks.as_pytorch(PlainModule(), rngs())
+
+
+class PlainModule(nnx.Module):
+    pass
+
+
 def test_patches_are_folded_and_unfolded():
     x = jnp.arange(1 * 6 * 4 * 2.0).reshape(1, 6, 4, 2)
     folded = networks.space_to_depth(x, 2)

@@ -11,7 +11,7 @@ def main(names: list[str]) -> int:
     known = sorted(
         module.name
         for module in pkgutil.iter_modules(benchmarks.__path__)
-        if module.name != "__main__"
+        if not module.name.startswith("_")
     )
     if unknown := [name for name in names if name not in known]:
         print(

@@ -15,7 +15,6 @@ Each measurement is kept in ``build/counterfactuals.jsonl`` as soon as it is mad
 again: a run that was stopped goes on. ``MODELS="chain3-lin fork-nlin"`` and ``SEEDS="0"`` choose.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-RECORD = Path("build/counterfactuals.jsonl")
 SAMPLES, TEST = 25_000, 1000
 PERCENTILES = (25, 50, 75)
 
@@ -39,24 +37,26 @@ def main():
     for name in names:
         for seed in seeds:
             ways = ["ours", *(["affine", "spline"] if peer else [])]
-            missing = [way for way in ways if (name, seed, way) not in measured()]
+            missing = [way for way in ways if (name, seed, way) not in record().measured()]
             if missing:
                 measure(causal.published(name), name, seed, missing, peer)
         print(row(name), flush=True)
 
 
-def measured():
-    """What has been measured: seconds, root mean square, median by (model, seed, way)."""
-    lines = RECORD.read_text("utf-8").splitlines() if RECORD.exists() else []
-    found = [json.loads(line) for line in lines]
-    return {(r["model"], r["seed"], r["way"]): (r["cpu"], r["rms"], r["median"]) for r in found}
+def record():
+    from tests.benchmarks._record import Record  # not in the peer's Python
+
+    return Record("counterfactuals", ("model", "seed", "way"))
 
 
 def row(name):
     """One line of the table: mean over the seeds, and their standard deviation."""
     cells = [f"{name:16}"]
     for way in ("ours", "affine", "spline"):
-        values = np.array([v for (m, _, w), v in measured().items() if (m, w) == (name, way)])
+        values = np.array([
+            [r["cpu"], r["rms"], r["median"]]
+            for (m, _, w), r in record().measured().items() if (m, w) == (name, way)
+        ])  # fmt: skip
         if len(values):
             cpu, rms, median = values.mean(0)
             spread = values[:, 2].std(ddof=1) if len(values) > 1 else np.nan
@@ -78,14 +78,10 @@ def measure(model, name, seed, ways, peer):
         else:
             found, cpu = theirs(peer, way, model, seed, train, test, changes)
         norms = np.linalg.norm((found - truth) / train.std(0), axis=2)
-        record = {
-            **{"model": name, "seed": seed, "way": way, "cpu": round(cpu, 2)},
-            "rms": float(np.sqrt(np.nanmean(norms**2))),
-            "median": float(np.nanmedian(norms)),
-        }
-        RECORD.parent.mkdir(exist_ok=True)
-        with RECORD.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        record().keep(
+            model=name, seed=seed, way=way, cpu=round(cpu, 2),
+            rms=float(np.sqrt(np.nanmean(norms**2))), median=float(np.nanmedian(norms)),
+        )  # fmt: skip
 
 
 def interventions(graph, train):

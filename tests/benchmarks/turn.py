@@ -12,10 +12,8 @@ Each measurement is kept in ``build/turn.jsonl`` as soon as it is made, and is n
 """
 
 import functools
-import json
 import os
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +22,9 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 from cdelta import Flow, causal, networks, training
+from tests.benchmarks._record import Record
 
-RECORD = Path("build/turn.jsonl")
+RECORD = Record("turn", ("model", "seed"))
 SAMPLES, STEPS, TEST, PAIRS = 25_000, 1500, 60, 400
 PERCENTILES = (25, 75)
 
@@ -50,20 +49,10 @@ def main():
     seeds = [int(seed) for seed in os.environ.get("SEEDS", "0 1 2").split()]
     for seed in seeds:
         for name in names:
-            if (name, seed) not in measured():
-                keep(measure(name, seed))
-    report([measured()[name, seed] for seed in seeds for name in names], seeds)
-
-
-def measured():
-    lines = RECORD.read_text("utf-8").splitlines() if RECORD.exists() else []
-    return {(r["model"], r["seed"]): r for r in map(json.loads, lines)}
-
-
-def keep(record):
-    RECORD.parent.mkdir(exist_ok=True)
-    with RECORD.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+            if (name, seed) not in RECORD.measured():
+                RECORD.keep(**measure(name, seed))
+    found = RECORD.measured()
+    report([found[name, seed] for seed in seeds for name in names], seeds)
 
 
 def learned(z, seed):
