@@ -12,7 +12,16 @@ one.
 
 from cdelta.figures.moving import LIMIT, Layer, movable
 from cdelta.figures.page import show, table, tex
-from cdelta.figures.plots import arrows, blocks, colorbar, ellipse, ellipse_points, images, matrix
+from cdelta.figures.plots import (
+    arrows,
+    blocks,
+    colorbar,
+    ellipse,
+    ellipse_points,
+    images,
+    letter,
+    matrix,
+)
 from cdelta.figures.style import (
     BLUE,
     DIVERGING,
@@ -50,6 +59,7 @@ __all__ = [
     "ellipse",
     "ellipse_points",
     "images",
+    "letter",
     "matrix",
     "movable",
     "show",

@@ -123,6 +123,15 @@ def blocks(mask: ArrayLike) -> np.ndarray:
     return np.array(found, dtype=float).reshape(-1, 4, 2) - 0.5
 
 
+def letter(*axes: Axes) -> None:
+    """Write a, b, c … over the upper left corners of a figure's panels, so that its caption can
+    name them: on a phone they stand one under the other, and none is left or right."""
+    if not 1 < len(axes) <= 26:
+        raise ValueError(f"axes must be 2 to 26 panels to tell apart, got {len(axes)}")
+    for name, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
+        ax.set_title(name, loc="left", fontweight="bold")
+
+
 def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:
     """A thin colour bar without a frame, its colours one small picture."""
     bar = image.get_figure().colorbar(

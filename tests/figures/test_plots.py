@@ -77,3 +77,20 @@ def test_blocks_cover_a_mask_once():
     ]
     with pytest.raises(ValueError, match=r"\[height, width\], got shape \(3,\)"):
         figures.blocks(np.ones(3))
+
+
+def test_panels_have_letters_beside_their_titles():
+    fig, axes = plt.subplots(1, 3)
+    axes[1].set_title("a title")
+    figures.letter(*axes)
+    assert [ax.get_title(loc="left") for ax in axes] == ["a", "b", "c"]
+    assert axes[1].get_title() == "a title"
+    fig.draw_without_rendering()
+    for ax in axes:  # over its own panel, from its left edge on
+        assert ax._left_title.get_window_extent().x0 == pytest.approx(ax.bbox.x0, abs=1)
+
+
+def test_one_panel_needs_no_letter():
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="2 to 26 panels"):
+        figures.letter(ax)

@@ -31,6 +31,12 @@
   }
   for (const box of article.querySelectorAll(".cd-canvas"))
     if (box.scrollWidth - box.clientWidth > 1) say("figure cut", `${box.scrollWidth} px in ${box.clientWidth}`);
+  // panels that stand one under the other are neither left nor right: they have titles or letters
+  for (const figure of article.querySelectorAll("figure:has(.cd-panels)")) {
+    const caption = figure.querySelector("figcaption"), side = /(?:^|[.:;,] )(?:Left|Right|Middle|Centre)\b|\((?:left|right|middle)\b|\b(?:left|right|middle)\)/;
+    if (caption && figure.querySelectorAll(".cd-panel").length > 1 && side.test(caption.textContent))
+      say("side named", caption.textContent);
+  }
   for (const control of article.querySelectorAll("figure input, figure button"))
     if (shown(control) && control.getBoundingClientRect().height < 24) say("small control", control.outerHTML);
   return found;

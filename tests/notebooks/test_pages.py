@@ -71,6 +71,11 @@ BROKEN = {
         '<figure><div class="cd-canvas" style="overflow-x: auto"><svg role="img" '
         'aria-label="a circle" width="480" height="9"><circle r="4"/></svg></div></figure>'
     ),
+    "side named": (
+        '<figure><div class="cd-panels"><svg class="cd-panel" role="img" aria-label="one" '
+        'width="9" height="9"/><svg class="cd-panel" role="img" aria-label="two" width="9" '
+        'height="9"/></div><figcaption>Dots. Left: one.</figcaption></figure>'
+    ),
     "small control": ('<figure><input type="range" aria-label="t" style="height: 12px"></figure>'),
     "cut code": f'<pre style="overflow-x: auto">{"long " * 99}</pre>',
     "lost in print": "<style>@media print { h1 { display: none } }</style>",
