@@ -11,11 +11,12 @@ one.
 """
 
 from cdelta.figures.moving import LIMIT, Layer, movable
-from cdelta.figures.page import show, table, tex
+from cdelta.figures.page import quote, show, table, tex
 from cdelta.figures.plots import (
     arrows,
     blocks,
     colorbar,
+    dots,
     ellipse,
     ellipse_points,
     images,
@@ -56,12 +57,14 @@ __all__ = [
     "arrows",
     "blocks",
     "colorbar",
+    "dots",
     "ellipse",
     "ellipse_points",
     "images",
     "letter",
     "matrix",
     "movable",
+    "quote",
     "show",
     "table",
     "tex",

@@ -15,6 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
+from cdelta._text import describe
 from cdelta.figures.panels import windows
 from cdelta.figures.style import SMALLEST, THEMED
 
@@ -75,6 +76,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
         f"<figcaption>{caption}</figcaption></figure>"
     )
     present(page, "\n".join("\t".join(map(str, row)) for row in [header, *rows]))
+
+
+def quote(**texts: Any) -> None:
+    """Keep what the prose says of a result under a name, by which it is written into the text
+    (``{glue:text}`name```): a pair ``(value, stderr)`` as ``value ± stderr``, all else as it is."""
+    from myst_nb import glue
+
+    for name, text in texts.items():
+        if isinstance(text, tuple):
+            text = describe(*text).replace("-", "\N{MINUS SIGN}")
+        glue(name, str(text), display=False)
 
 
 def _whole(cell: Any) -> str:

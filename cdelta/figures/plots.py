@@ -1,6 +1,6 @@
-"""The few plots that chapters share: matrices, images, ellipses, arrows."""
+"""The few plots that chapters share: estimates in rows, matrices, images, ellipses, arrows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,6 +12,44 @@ from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
 from cdelta.figures.style import BLUE, DIVERGING, PAPER, SMALLEST
+
+
+def dots(
+    ax: Axes,
+    rows: Mapping[str, tuple[Any, Any]],
+    *,
+    colors: str | Sequence[str] = BLUE,
+    marks: str = "o",
+    shift: float | int = 0.0,
+    **options: Any,
+) -> None:
+    """Estimates in rows, the first on top: each a dot at its value, with a bar of its error to both
+    sides.
+
+    ``rows``: names to (value, error). ``colors`` and ``marks`` are one for all rows, or one for
+    each. ``shift``: how far below the row's middle the dots stand, so that a second call with the
+    same names sets its estimates beside the first's. Raises ValueError without rows, or when colors
+    or marks are neither one nor as many as the rows.
+    """
+    n = len(rows)
+    if not n:
+        raise ValueError("rows must hold one estimate at least, got none")
+    colors, marks = [colors] if isinstance(colors, str) else list(colors), list(marks)
+    for name, given in (("colors", colors), ("marks", marks)):
+        if len(given) not in (1, n):
+            raise ValueError(
+                f"{name} must be one or one for each of the {n} rows, got {len(given)}"
+            )
+    for place, (value, error) in enumerate(rows.values()):
+        ax.errorbar(
+            value, place + shift, xerr=error, fmt=marks[place % len(marks)],
+            color=colors[place % len(colors)], **{"ms": 5, "lw": 1.3, **options},
+        )  # fmt: skip
+        options.pop("label", None)  # once is enough for a legend
+    ax.set_yticks(range(n), list(rows))
+    ax.set_ylim(n - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
 
 
 def matrix(

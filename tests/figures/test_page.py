@@ -121,3 +121,10 @@ def test_an_opening_is_kept_for_the_top_of_its_page_as_well(shown, monkeypatch):
         'aria-label="a"', 'aria-label="what it shows"'
     ).replace(*(re.search(r'id="([\w-]+)"', page)[1] for page in shown))
     assert repr(value) == "[figure: what it shows]"
+
+
+def test_a_quote_is_a_text_with_the_digits_of_its_error(monkeypatch):
+    kept = {}
+    monkeypatch.setattr("myst_nb.glue", lambda name, text, display: kept.update({name: text}))
+    figures.quote(pair=(-0.3141, 0.021), count=320, said="2^-20", exact=(0.5, 0))
+    assert kept == {"pair": "−0.314 ± 0.021", "count": "320", "said": "2^-20", "exact": "0.5"}

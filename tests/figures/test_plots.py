@@ -94,3 +94,34 @@ def test_one_panel_needs_no_letter():
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="2 to 26 panels"):
         figures.letter(ax)
+
+
+def test_dots_stand_in_rows_from_the_top():
+    _, ax = plt.subplots()
+    rows = {"a": (0.5, 0.1), "b": (-2.0, 0.25)}
+    figures.dots(ax, rows, colors=[figures.RED, figures.BLUE], marks="os", label="mine")
+    figures.dots(ax, rows, shift=0.2, label="theirs")
+    lines = [bar.lines[0] for bar in ax.containers]
+    at = np.array([line.get_xydata()[0] for line in lines])
+    np.testing.assert_allclose(at, [[0.5, 0], [-2, 1], [0.5, 0.2], [-2, 1.2]])
+    ends = [bar.lines[2][0].get_segments()[0][:, 0] for bar in ax.containers]
+    np.testing.assert_allclose(ends[:2], [[0.4, 0.6], [-2.25, -1.75]])
+    style = [(line.get_color(), line.get_marker()) for line in lines]
+    assert style == [(figures.RED, "o"), (figures.BLUE, "s"), *[(figures.BLUE, "o")] * 2]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row is on top
+    assert ax.get_legend_handles_labels()[1] == ["mine", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ({}, {}, "rows must hold one"),
+        ({"a": (0, 0)}, {"marks": "os"}, "marks must be one .* the 1 rows, got 2"),
+        ({"a": (0, 0)}, {"colors": ["red"] * 3}, "colors must be one .* got 3"),
+    ],
+)
+def test_dots_that_do_not_fit_are_refused(rows, options, message):
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match=message):
+        figures.dots(ax, rows, **options)
