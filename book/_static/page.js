@@ -26,11 +26,16 @@
   // A box that scrolls sideways says so: its edge fades where more is to come, and the keyboard reaches it.
   const scrolling = ".bd-article mjx-container, .bd-article pre, .bd-article .cd-scroll, .bd-article .cd-canvas," +
     " .bd-article .pst-scrollable-table-container, .bd-article .cell_output .text_html";
+  // What is a little too wide is set smaller instead, down to SMALLEST of its size.
+  const SMALLEST = 0.72;
   const mark = box => {
-    if (box.matches("mjx-container:not([display])")) {
-      const line = box.closest("p, li, td, th, dd, dt, figcaption, div, h1, h2, h3, h4"), style = getComputedStyle(line);
-      const room = line.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-      box.classList.toggle("cd-wide", !!box.firstElementChild && box.firstElementChild.getBoundingClientRect().width > room);
+    if (box.matches("mjx-container") && box.firstElementChild) {
+      const inLine = !box.matches("[display]"), line = inLine ? box.closest("p, li, td, th, dd, dt, figcaption, div, h1, h2, h3, h4") : box;
+      const style = getComputedStyle(line), room = line.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - (inLine ? 6 : 0);
+      const wide = box.firstElementChild.getBoundingClientRect().width / (parseFloat(box.style.fontSize) / 100 || 1);
+      const share = room / wide, cell = line.matches("td, th");
+      box.style.fontSize = share < 1 && share >= SMALLEST && !cell ? `${Math.floor(1000 * share) / 10}%` : "";
+      if (inLine) box.classList.toggle("cd-wide", share < SMALLEST || (cell && share < 1));
     }
     const room = box.scrollWidth - box.clientWidth, more = room > 1 && getComputedStyle(box).overflowX !== "visible";
     box.classList.toggle("cd-more-left", more && box.scrollLeft > 1);
@@ -38,7 +43,8 @@
     if (more) box.tabIndex = 0;
     else if (!box.matches("pre")) box.removeAttribute("tabindex");
   };
-  const sized = new ResizeObserver(entries => entries.forEach(entry => mark(entry.target)));
+  // in the next frame: what is marked may change its size, which the observer must not see in its own round
+  const sized = new ResizeObserver(entries => requestAnimationFrame(() => entries.forEach(entry => mark(entry.target))));
   addEventListener("resize", () => document.querySelectorAll("mjx-container:not([display])").forEach(mark));
   const watch = () => {
     for (const box of document.querySelectorAll(scrolling)) {
@@ -46,6 +52,23 @@
       box.dataset.watched = "";
       box.addEventListener("scroll", () => mark(box), {passive: true});
       sized.observe(box);
+    }
+  };
+  // No line begins with the point after a formula, or ends with the bracket before one.
+  const together = () => {
+    for (const formula of document.querySelectorAll(".bd-article mjx-container:not([display])")) {
+      const whole = formula.parentElement.matches("span.math") ? formula.parentElement : formula;
+      if (whole.parentElement.matches(".cd-together")) continue;
+      const before = whole.previousSibling, after = whole.nextSibling;
+      const opening = before?.nodeType === Node.TEXT_NODE ? before.data.match(/[(\[“‘]+$/)?.[0] : "";
+      const closing = after?.nodeType === Node.TEXT_NODE ? after.data.match(/^(?:[.,;:!?)\]”’]+|['’]s|-\p{L}+)+/u)?.[0] : "";
+      if (!opening && !closing) continue;
+      const word = document.createElement("span");
+      word.className = "cd-together";
+      whole.before(word);
+      if (opening) before.data = before.data.slice(0, -opening.length);
+      if (closing) after.data = after.data.slice(closing.length);
+      word.append(opening || "", whole, closing || "");
     }
   };
   // What a search result quotes of a page: its prose, without code, contents and TeX.
@@ -75,6 +98,7 @@
   document.addEventListener("DOMContentLoaded", async () => {
     watch();
     await window.MathJax?.startup?.promise;
+    together();
     watch();
     unfold();
   });

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from cdelta._text import describe
-from cdelta.figures.panels import windows
+from cdelta.figures.panels import shared_axis, windows
 from cdelta.figures.style import SMALLEST, THEMED
 
 # A picture is what it is in both themes; in a heat map, and in what else is rasterised, the dark
@@ -65,8 +65,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
         f'<th scope="col">{cell}</th>' if str(cell).strip() else "<td></td>" for cell in header
     )
     body = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{_whole(cell)}</td>" for cell in cells)}'
-        "</tr>"
+        f'<tr><th scope="row">{_set(name)}</th>'
+        f"{''.join(f'<td>{_set(cell)}</td>' for cell in cells)}</tr>"
         for name, *cells in rows
     )
     page = (
@@ -89,9 +89,35 @@ def quote(**texts: Any) -> None:
         glue(name, str(text), display=False)
 
 
-def _whole(cell: Any) -> str:
-    """A cell's text, in which no line ends between a value and its error."""
-    return str(cell).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+_APART = re.compile(r"\\\(.*?\\\)|<code\b.*?</code>|<[^>]*>", re.S)  # TeX, code, tags
+
+
+def _set(cell: Any) -> str:
+    """A cell's text with its numbers as a book sets them: a minus and not a hyphen, powers of ten
+    and not an e, and no line that ends between a value and its error."""
+    text, parts, end = str(cell), [], 0
+    for match in _APART.finditer(text):
+        parts += [_numbers(text[end : match.start()]), match[0]]
+        end = match.end()
+    return "".join(parts) + _numbers(text[end:])
+
+
+def _numbers(text: str) -> str:
+    text = re.sub(r"(?<![\w.)-])-(?=\.?\d)", "−", text)
+    text = re.sub(
+        r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?)0*(\d+)\b",
+        lambda power: f"{power[1]}·10<sup>{'−' if power[2] == '-' else ''}{power[3]}</sup>",
+        text,
+    )
+    text = re.sub(r" (= |%)(?=\S|$)", lambda sign: f"\N{NO-BREAK SPACE}{sign[1]}", text)
+    text = text.replace("= ", "=\N{NO-BREAK SPACE}")
+    return re.sub(
+        r" ± (\S+)",
+        lambda error: (
+            f'<span class="cd-error">\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error[1]}</span>'
+        ),
+        text,
+    )
 
 
 def tex(values: ArrayLike, form: str = ".2f") -> str:
@@ -128,7 +154,7 @@ def drawn(
     # The constrained layout needs a second pass to settle: without this one the file would depend
     # on whether the figure had been drawn before.
     fig.draw_without_rendering()
-    panels = windows(fig)
+    panels = [(panel, shared_axis(fig, panel)) for panel in windows(fig)]
     for number, image in enumerate(fig.findobj(AxesImage)):
         # what has its own colours, or shades of grey, is the same in both themes
         own = np.ndim(image.get_array()) == 3 or image.get_cmap().name in ("gray", "magma")
@@ -163,13 +189,30 @@ def drawn(
     head = head.replace("<svg ", '<svg class="cd-whole" ', 1) + f'<g id="{prefix}-whole">'
     svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
     svg = svg.removesuffix("</svg>") + "</g></svg>"
-    for x, y, wide, high in panels:
-        svg += (
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="cd-panel" aria-hidden="true" '
-            f'viewBox="{x:.1f} {y:.1f} {wide:.1f} {high:.1f}" style="display:none;'
-            f'{_PANEL.format(width=wide)}"><use href="#{prefix}-whole"/></svg>'
-        )
+    for panel, axis in panels:
+        svg += _window(panel, axis, f'<use href="#{prefix}-whole"/>')
     return svg, prefix
+
+
+def _window(
+    panel: tuple[float, float, float, float], axis: tuple[float, float] | None, drawing: str
+) -> str:
+    """A window onto a panel, and before it one onto the y axis that it shares with another."""
+    x, y, wide, high = panel
+    head = '<svg xmlns="http://www.w3.org/2000/svg" class="cd-panel" aria-hidden="true" '
+    if axis is None:
+        box, inside, total = f"{x:.1f} {y:.1f} {wide:.1f} {high:.1f}", drawing, wide
+    else:
+        left, before = axis
+        total = before + wide
+        box = f"0 0 {total:.1f} {high:.1f}"
+        inside = "".join(
+            f'<svg x="{place:.1f}" width="{width:.1f}" height="{high:.1f}" '
+            f'viewBox="{start:.1f} {y:.1f} {width:.1f} {high:.1f}">{drawing}</svg>'
+            for place, start, width in ((0, left, before), (before, x, wide))
+        )
+    style = f"display:none;{_PANEL.format(width=total)}"
+    return f'{head}viewBox="{box}" style="{style}">{inside}</svg>'
 
 
 def _body(svg: str) -> str:

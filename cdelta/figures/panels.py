@@ -3,6 +3,7 @@ other."""
 
 from collections.abc import Iterable
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -41,6 +42,33 @@ def windows(fig: Figure) -> list[tuple[float, float, float, float]]:
         for box in shown
         if box is not None
     ]
+
+
+def shared_axis(
+    fig: Figure, window: tuple[float, float, float, float]
+) -> tuple[float, float] | None:
+    """Where the numbers are of a y axis that a window's panel shares and does not write: ``(x,
+    width)`` in points, left of the panel that writes them. None when the panel has its own."""
+    scale = 72 / fig.dpi
+    for ax in fig.axes:
+        middle = (ax.bbox.x0 + ax.bbox.x1) / 2 * scale
+        if not ax.get_visible() or not window[0] < middle < window[0] + window[2] or _writes(ax):
+            continue
+        for other in ax.get_shared_y_axes().get_siblings(ax):
+            beside = abs(other.bbox.y0 - ax.bbox.y0) < 1 and other.bbox.x1 < ax.bbox.x0
+            if beside and _writes(other):
+                left = other.get_tightbbox(fig.canvas.get_renderer()).x0 * scale - 2
+                return left, other.bbox.x0 * scale - left
+    return None
+
+
+def _writes(ax: Axes) -> bool:
+    """Whether numbers or names stand at the left of the axes."""
+    if not ax.axison or not ax.yaxis.get_visible():
+        return False
+    return any(
+        tick.label1.get_visible() and tick.label1.get_text() for tick in ax.yaxis.get_major_ticks()
+    )
 
 
 def _columns(boxes: list[Bbox]) -> list[Bbox]:

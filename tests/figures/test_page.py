@@ -128,3 +128,20 @@ def test_a_quote_is_a_text_with_the_digits_of_its_error(monkeypatch):
     monkeypatch.setattr("myst_nb.glue", lambda name, text, display: kept.update({name: text}))
     figures.quote(pair=(-0.3141, 0.021), count=320, said="2^-20", exact=(0.5, 0))
     assert kept == {"pair": "−0.314 ± 0.021", "count": "320", "said": "2^-20", "exact": "0.5"}
+
+
+def test_a_table_sets_its_numbers(shown):
+    given = ["-0.5 ± 0.25", "2e-05 and 6e+17", "off by -.3, 2-3", "d = 30, 12 %"]
+    figures.table(
+        ["", *"abcde"], [["a-1", *given, r"\(x = -1e-5\) <code>make -1e5</code>"]], caption="c"
+    )
+    (row,) = re.findall(r"<tbody>(.*)</tbody>", shown[0])
+    space = "\N{NO-BREAK SPACE}"
+    assert re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) == [
+        "a-1",
+        f'−0.5<span class="cd-error">{space}±{space}0.25</span>',
+        "2·10<sup>−5</sup> and 6·10<sup>17</sup>",
+        "off by −.3, 2-3",
+        f"d{space}={space}30, 12{space}%",
+        r"\(x = -1e-5\) <code>make -1e5</code>",
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdelta import figures
-from cdelta.figures.panels import windows
+from cdelta.figures.panels import shared_axis, windows
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,43 @@ def test_the_windows_use_the_drawing(shown):
         f'<use href="#{name}"/>' in panel and 'aria-hidden="true"' in panel for panel in panels
     )
     assert 'class="cd-canvas cd-panels"' in shown[0]
+
+
+def test_a_panel_that_shares_an_axis_is_seen_with_its_numbers():
+    fig, axes = plt.subplots(1, 3, sharey=True)
+    axes[0].set(ylabel="y", ylim=(0, 1))
+    fig.draw_without_rendering()
+    first, *others = windows(fig)
+    assert shared_axis(fig, first) is None
+    numbers = axes[0].yaxis.get_tightbbox(fig.canvas.get_renderer())
+    for panel in others:
+        left, width = shared_axis(fig, panel)
+        assert left <= numbers.x0 * 72 / fig.dpi
+        assert left + width == pytest.approx(axes[0].bbox.x0 * 72 / fig.dpi)
+    plt.close(fig)
+
+
+def test_a_row_is_seen_with_its_own_numbers_and_others_with_none():
+    fig, axes = plt.subplots(2, 2, sharey="row")
+    axes[1, 0].set(ylim=(0, 1e-3))
+    own, _ = plt.subplots(1, 2)
+    for drawn, shares in ((fig, True), (own, False)):
+        drawn.draw_without_rendering()
+        _, second = windows(drawn)
+        assert (shared_axis(drawn, second) is not None) == shares
+    pictures, axes = plt.subplots(1, 2, sharey=True)
+    figures.images(axes, np.ones((2, 3, 3)))
+    pictures.draw_without_rendering()
+    assert [shared_axis(pictures, panel) for panel in windows(pictures)] == [None, None]
+    plt.close("all")
+
+
+def test_the_window_of_a_shared_axis_is_drawn(shown):
+    fig, _ = plt.subplots(1, 2, sharey=True)
+    figures.show(fig, caption="c", alt="a")
+    last = shown[0][shown[0].rindex('class="cd-panel"') :]
+    places = re.findall(r'<svg x="([\d.]+)" width="([\d.]+)"', last)
+    (zero, before), (after, width) = [tuple(map(float, place)) for place in places]
+    total = float(re.search(r'viewBox="0 0 ([\d.]+)', last)[1])
+    assert zero == 0 and after == before and total == pytest.approx(before + width, abs=0.11)
+    assert len(re.findall("<use", last)) == 2
