@@ -486,7 +486,7 @@ def finish_page(
         body = finish.number_figures(body, int(pagename.removeprefix(EXECUTED)[:2]))
         scorecard = app.builder.get_relative_uri(pagename, "book/scorecard")
         body = finish.link_claims(body, app.cdelta_claims, scorecard)
-    context["body"] = finish.reserve(finish.tidy(body))
+    context["body"] = finish.reserve(finish.tidy(finish.values(body)))
 
 
 def drop_thebe(

@@ -153,6 +153,18 @@ def reserve(body: str) -> str:
     )
 
 
+def values(body: str) -> str:
+    """What the prose quotes of a result, as a book sets it: a minus and not a hyphen, and no line
+    that ends between a value and its error or its per cent."""
+
+    def quoted(match: re.Match[str]) -> str:
+        text = re.sub(r"(?<![\w.)-])-(?=\.?\d)", "−", match[2])
+        return match[1] + text.replace(" ± ", "&nbsp;±&nbsp;").replace(" %", "&nbsp;%")
+
+    body = re.sub(r'(<span class="pasted-text">)([^<]*)', quoted, body)
+    return prose(body, lambda text: re.sub(r"(?:(?<=\d)|^)\s%(?!\w)", "&nbsp;%", text))
+
+
 def tidy(body: str) -> str:
     """The body of a page for those who hear it.
 

@@ -32,10 +32,15 @@
     if (box.matches("mjx-container") && box.firstElementChild) {
       const inLine = !box.matches("[display]"), line = inLine ? box.closest("p, li, td, th, dd, dt, figcaption, div, h1, h2, h3, h4") : box;
       const style = getComputedStyle(line), room = line.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - (inLine ? 6 : 0);
-      const wide = box.firstElementChild.getBoundingClientRect().width / (parseFloat(box.style.fontSize) / 100 || 1);
-      const share = room / wide, cell = line.matches("td, th");
-      box.style.fontSize = share < 1 && share >= SMALLEST && !cell ? `${Math.floor(1000 * share) / 10}%` : "";
-      if (inLine) box.classList.toggle("cd-wide", share < SMALLEST || (cell && share < 1));
+      const drawn = box.firstElementChild, cell = line.matches("td, th"), width = () => drawn.getBoundingClientRect().width;
+      box.dataset.size ??= parseFloat(box.style.fontSize) || 100; // MathJax has its own
+      const own = +box.dataset.size, set = size => { box.style.fontSize = `${size}%`; };
+      set(own);
+      // step by step: a font's sizes are whole pixels, and widths follow them in jumps
+      for (let size = own - 2; !cell && width() > room && size >= SMALLEST * own; size -= 2) set(size);
+      const wide = width() > room;
+      if (wide) set(own);
+      if (inLine) box.classList.toggle("cd-wide", wide);
     }
     const room = box.scrollWidth - box.clientWidth, more = room > 1 && getComputedStyle(box).overflowX !== "visible";
     box.classList.toggle("cd-more-left", more && box.scrollLeft > 1);

@@ -31,6 +31,16 @@
   }
   for (const box of article.querySelectorAll(".cd-canvas"))
     if (box.scrollWidth - box.clientWidth > 1) say("figure cut", `${box.scrollWidth} px in ${box.clientWidth}`);
+  // no line begins with the point after a formula
+  for (const formula of article.querySelectorAll("mjx-container:not([display])")) {
+    const whole = formula.parentElement.matches("span.math") ? formula.parentElement : formula, after = whole.nextSibling;
+    if (after?.nodeType !== Node.TEXT_NODE || !/^[.,;:!?)]/.test(after.data) || !shown(formula)) continue;
+    const point = document.createRange();
+    point.setStart(after, 0);
+    point.setEnd(after, 1);
+    if (point.getBoundingClientRect().left < formula.getBoundingClientRect().right - 2) say("lonely point", formula.parentElement.closest("p, li, td, figcaption")?.textContent);
+  }
+
   // panels that stand one under the other are neither left nor right: they have titles or letters
   for (const figure of article.querySelectorAll("figure:has(.cd-panels)")) {
     const caption = figure.querySelector("figcaption"), side = /(?:^|[.:;,] )(?:Left|Right|Middle|Centre)\b|\((?:left|right|middle)\b|\b(?:left|right|middle)\)/;

@@ -163,3 +163,16 @@ def test_references_are_named_by_author_and_year(tmp_path):
     labels = [done[f"w{i}"].label for i in range(4)]
     assert labels == ["Öé et al., 2000", "Li, 2000a", "Li, 2000b", "Li and van D, 2001"]
     assert "On Δ and A Map" in done["w1"].text.render_as("text")
+
+
+def test_a_value_keeps_its_sign_error_and_unit():
+    quoted = '<strong><span class="pasted-text">{}</span></strong>'
+    page = (
+        f"<p>By {quoted.format('-0.14 ± 0.08 %')} or {quoted.format('[-1, 2-3]')} %, 12\n% of "
+        r"\(12 % x\)</p><pre>7 % 2</pre>"
+    )
+    done = (
+        f"<p>By {quoted.format('−0.14&nbsp;±&nbsp;0.08&nbsp;%')} or {quoted.format('[−1, 2-3]')}"
+        r"&nbsp;%, 12&nbsp;% of \(12 % x\)</p><pre>7 % 2</pre>"
+    )
+    assert finish.values(page) == done

@@ -71,6 +71,10 @@ BROKEN = {
         '<figure><div class="cd-canvas" style="overflow-x: auto"><svg role="img" '
         'aria-label="a circle" width="480" height="9"><circle r="4"/></svg></div></figure>'
     ),
+    "lonely point": (
+        '<table><tr><th>a</th><td style="width: 1px">A <span class="math">\\(x + x + x\\)</span>. B'
+        "</td></tr></table>"
+    ),
     "side named": (
         '<figure><div class="cd-panels"><svg class="cd-panel" role="img" aria-label="one" '
         'width="9" height="9"/><svg class="cd-panel" role="img" aria-label="two" width="9" '
