@@ -193,8 +193,7 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
     (t,) = _inputs(t, source, target)
-    root = jnp.linalg.cholesky(source.cov)
-    ratio = solve_triangular(root, solve_triangular(root, target.cov, lower=True).T, lower=True)
+    root, ratio = _whitened(source, target)
     whitened = (1 - t) ** 2 * jnp.eye(source.dim, dtype=t.dtype) + t**2 * ratio
     return solve_triangular(root, _spd_power(whitened, 0.5) @ root.T, lower=True, trans="T").T
 
@@ -235,6 +234,32 @@ def transport_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Arr
     middle = _spd_power(root.T @ target.cov @ root, 0.5)
     half = solve_triangular(root, middle, lower=True, trans="T")
     return _spd_power(solve_triangular(root, half.T, lower=True, trans="T"), t)
+
+
+@one_dtype
+def bend(source: Gaussian, target: Gaussian) -> Float[Array, ""]:
+    r"""How bent the flow of the optimal velocity is, its mean squared deviation from straight lines
+    (chapter 10).
+
+    .. math:: B = E \int_0^1 \|v(t, x_t) - (x_1 - x_0)\|^2\, dt
+              = \Bigl(2 - \frac\pi2\Bigr) \operatorname{tr}(\Sigma_0 \mathbin{\#} \Sigma_1)
+
+    with the geometric mean :math:`\Sigma_0 \mathbin{\#} \Sigma_1 = H\,\bigl(H^{-1} \Sigma_1
+    H^{-\mathsf T}\bigr)^{1/2} H^{\mathsf T}` for any root :math:`\Sigma_0 = H H^{\mathsf T}`, here
+    the Cholesky factor. It does not depend on the means.
+
+    The result is a scalar. Raises ValueError when the dimensions disagree.
+    """
+    _inputs(0.0, source, target)
+    root, ratio = _whitened(source, target)
+    return (2 - jnp.pi / 2) * jnp.trace(root @ _spd_power(ratio, 0.5) @ root.T)
+
+
+def _whitened(source, target):
+    """H and H⁻¹ Σ₁ H⁻ᵀ, with Σ₀ = H Hᵀ by Cholesky."""
+    root = jnp.linalg.cholesky(source.cov)
+    half = solve_triangular(root, target.cov, lower=True)
+    return root, solve_triangular(root, half.T, lower=True)
 
 
 def _solve(matrix, rhs):

@@ -319,3 +319,26 @@ def test_single_precision_stays_single_and_transforms_compose():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("d", DIMS)
+def test_bend_is_the_deviation_from_the_chord_along_the_flow(d):
+    """By quadrature of E|v - (x1 - x0)|², from A(t) and Y(t)."""
+    source, target = laws.pair(d + 3, d)
+    chord = gaussian.flow_jacobian(1.0, source, target) - np.eye(d)
+    nodes, weights = np.polynomial.legendre.leggauss(30)
+    found = 0.0
+    for t, w in zip((nodes + 1) / 2, weights / 2, strict=True):
+        Y = gaussian.flow_jacobian(t, source, target)
+        off = gaussian.velocity_jacobian(t, source, target) @ Y - chord
+        found += w * np.trace(off @ source.cov @ off.T)
+    np.testing.assert_allclose(gaussian.bend(source, target), found, rtol=1e-9)
+    elsewhere = Gaussian(target.mean + 5, target.cov)
+    np.testing.assert_allclose(gaussian.bend(source, elsewhere), found, rtol=1e-9)
+
+
+def test_bend_between_equal_normals():
+    normal = Gaussian.standard(3)
+    assert float(gaussian.bend(normal, normal)) == pytest.approx(3 * (2 - np.pi / 2))
+    with pytest.raises(ValueError, match="target"):
+        gaussian.bend(normal, Gaussian.standard(2))
