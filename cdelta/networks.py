@@ -101,6 +101,7 @@ class MLP(nnx.Module):
     ``x``, then SiLU layers.
 
     ``shape``: that of a sample, an int ``d`` for ``(d,)``. ``layers`` hidden layers of ``width``.
+    With ``condition``, how many numbers, it is ``(t, x, condition)``, features of which are added.
     ``time`` is the width of the sinusoidal features of ``t``; 0 learns them instead, through a
     layer of SiLUs.
 
@@ -117,6 +118,7 @@ class MLP(nnx.Module):
         layers: int = 3,
         time: int = 0,
         *,
+        condition: int = 0,
         rngs: nnx.Rngs,
     ):
         self.shape = _shape(shape)
@@ -129,10 +131,14 @@ class MLP(nnx.Module):
         self.t_out = None if time else nnx.Linear(width, width, rngs=rngs)
         self.hidden = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(layers)])
         self.out = nnx.Linear(width, size, rngs=rngs)
+        self.c_in = _condition_in(condition, width, rngs)
 
-    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Time, x: Float[ArrayLike, "..."], condition: Float[ArrayLike, " c"] | None = None
+    ) -> Float[Array, "..."]:
         t, x = _sample(t, x, self.shape)
         embedded = self.t_in(time_features(t, self.time) if self.time else jnp.atleast_1d(t))
+        embedded = _with_condition(embedded, self.c_in, condition)
         if self.t_out is not None:
             embedded = self.t_out(nnx.silu(embedded))
         h = self.x_in(x.reshape(-1)) + embedded
@@ -150,7 +156,8 @@ class UNet(nnx.Module):
     UNet's cost. ``blocks`` at each level and direction. ``residual`` chooses between residual
     blocks with group normalisation, average pooling and attention at the coarsest level, smooth in
     ``x``, and the paper's plain blocks with batch normalisation and max pooling. ``time`` and
-    ``highest``: see ``time_features``.
+    ``highest``: see ``time_features``. With ``condition``, how many numbers, it is
+    ``(t, x, condition)``, features of which are added to those of ``t``.
 
     ``UNet.small`` and ``UNet.paper`` are the two configurations that the book uses.
 
@@ -167,6 +174,7 @@ class UNet(nnx.Module):
         time: int = 256,
         highest: float = 1e4,
         *,
+        condition: int = 0,
         rngs: nnx.Rngs,
     ):
         self.shape = _image_shape(shape)
@@ -200,6 +208,7 @@ class UNet(nnx.Module):
         # start from the velocity 0
         zero = {"kernel_init": nnx.initializers.zeros_init()} if residual else {}
         self.out = nnx.Conv(below, inner, (3, 3) if residual else (1, 1), rngs=rngs, **zero)
+        self.c_in = _condition_in(condition, time, rngs)
 
     @classmethod
     def paper(cls, shape: Sequence[int], *, rngs: nnx.Rngs) -> "UNet":
@@ -224,9 +233,12 @@ class UNet(nnx.Module):
         of ``t``."""
         return cls(shape, channels, patch, blocks=2, time=64, highest=30.0, rngs=rngs)
 
-    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    def __call__(
+        self, t: Time, x: Float[ArrayLike, "..."], condition: Float[ArrayLike, " c"] | None = None
+    ) -> Float[Array, "..."]:
         t, x = _sample(t, x, self.shape)
-        embedded = self.t_out(nnx.silu(self.t_in(time_features(t, self.time, self.highest))))
+        embedded = self.t_in(time_features(t, self.time, self.highest))
+        embedded = self.t_out(nnx.silu(_with_condition(embedded, self.c_in, condition)))
         h = _image(x, self.patch)
         if self.residual:
             h = self.x_in(h)
@@ -455,6 +467,27 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if len(shape) not in (2, 3):
         raise ValueError(f"shape must be (height, width) or (height, width, channels), got {shape}")
     return shape
+
+
+def _condition_in(condition: int, width: int, rngs: nnx.Rngs) -> nnx.Linear | None:
+    """What takes a condition in; built last, so that the weights of a network without one are what
+    they were."""
+    if condition < 0:
+        raise ValueError(f"condition must be the count of its numbers, got {condition}")
+    return nnx.Linear(condition, width, rngs=rngs) if condition else None
+
+
+def _with_condition(
+    embedded: Array, c_in: nnx.Linear | None, condition: ArrayLike | None
+) -> Float[Array, " width"]:
+    if (c_in is None) != (condition is None):
+        wanted = "none" if c_in is None else f"a vector of {c_in.in_features} numbers"
+        raise ValueError(f"condition must be {wanted}, as the network was built, got {condition}")
+    if c_in is None:
+        return embedded
+    condition = _check.as_float("condition", condition).astype(embedded.dtype)
+    _check.shape("condition", condition, (c_in.in_features,))
+    return embedded + c_in(condition)
 
 
 def _channels(shape: tuple[int, ...]) -> int:

@@ -208,6 +208,32 @@ def test_unet_sees_time_and_the_whole_image():
     assert float(jnp.abs(jacobian[0, 0, 7, 7])) > 1e-6  # from corner to corner
 
 
+@pytest.mark.parametrize("name", ["mlp", "unet"])
+def test_a_condition_is_added_to_the_features_of_time(name):
+    def make(condition=0):
+        if name == "mlp":
+            return networks.MLP((4, 4), 6, 2, condition=condition, rngs=rngs())
+        return networks.UNet((4, 4), (4, 6), time=8, condition=condition, rngs=rngs())
+
+    plain, given = filled(make), make(3)
+    rest = nnx.split(plain, nnx.Param, ...)
+    nnx.update(given, rest[1])  # the same weights, and those of the condition
+    x, condition = (
+        jnp.asarray(part, jnp.float32)
+        for part in (np.linspace(-1, 1, 16).reshape(4, 4), [0.3, -1.0, 2.0])
+    )
+    found = given(0.4, x, condition)
+    assert np.abs(np.asarray(found - plain(0.4, x))).max() > 1e-2
+    # a condition is another offset of the layer that takes time in
+    plain.t_in.bias[...] = plain.t_in.bias[...] + given.c_in(condition)
+    np.testing.assert_allclose(found, plain(0.4, x), atol=1e-5)
+    for network, wrong in ((plain, (condition,)), (given, ()), (given, (condition[:2],))):
+        with pytest.raises(ValueError, match="condition must"):
+            network(0.4, x, *wrong)
+    with pytest.raises(ValueError, match="condition must be the count"):
+        make(-1)
+
+
 def test_small_unet_starts_as_the_zero_velocity():
     v = jax.jit(lambda: networks.UNet.small((8, 8), (4, 8), rngs=rngs())(0.5, jnp.ones((8, 8))))()
     assert v.shape == (8, 8) and float(jnp.abs(v).max()) == 0

@@ -13,13 +13,14 @@ Layers = tuple[tuple[Array, Array], ...]  # weights and offsets of each layer
 
 
 class Nodes(NamedTuple):
-    """The pieces of every feature's flow; each array's first axis is the feature."""
+    """The pieces of every feature's flow; each array's first axis is the feature. Its columns
+    are the features and, in a model of other nodes as well, those of which a feature is made."""
 
-    parents: Array  # [n, n], 1 where it is a cause
-    own: Array  # [n, n], the identity: which of the features it is
+    parents: Array  # [n, columns], 1 where it is a cause
+    own: Array  # [n, columns], the identity: which of the columns it is
     center: Array  # [n]
     scale: Array  # [n]
-    linear: Array  # [n, n]
+    linear: Array  # [n, columns]
     constant: Array  # [n]
     spread: Array  # [n]
     affine: Layers  # causes -> nonlinear mean, log scale
@@ -36,7 +37,7 @@ def untrained(
     sizes: tuple[int, int],
 ) -> Nodes:
     """Linear regressions with normal residuals: all networks are 0."""
-    n = len(parents)
+    n, columns = parents.shape
 
     def zeros(inputs: int, outputs: int) -> Layers:
         width, layers = sizes
@@ -44,9 +45,10 @@ def untrained(
         return tuple((jnp.zeros((n, a, b), jnp.float32), jnp.zeros((n, b), jnp.float32))
                      for a, b in itertools.pairwise(widths))  # fmt: skip
 
+    own = np.eye(n, columns)
     arrays = [jnp.asarray(a, jnp.float32)
-              for a in (parents, np.eye(n), center, scale, linear, constant, spread)]  # fmt: skip
-    return Nodes(*arrays, zeros(n, 2), zeros(2 + n, 1))
+              for a in (parents, own, center, scale, linear, constant, spread)]  # fmt: skip
+    return Nodes(*arrays, zeros(columns, 2), zeros(2 + columns, 1))
 
 
 def network(layers: Layers, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
@@ -63,19 +65,20 @@ def causes(mask: Float[Array, " n"], z: Float[Array, " n"]) -> Float[Array, " n"
 def standardised(left: Array, out: Array) -> tuple[Array, Array]:
     """A residual of the regression less its nonlinear mean, over its scale; and that scale's log,
     which is bounded."""
-    log_scale = _bounded(out[..., 1])
+    log_scale = spreads(out)
     return (left - out[..., 0]) * jnp.exp(-log_scale), log_scale
 
 
-def _bounded(value: Array) -> Array:
-    return 5 * jnp.tanh(value / 5)
+def spreads(out: Float[Array, "... 2"]) -> Float[Array, "..."]:
+    """The log scale of a residual, bounded."""
+    return 5 * jnp.tanh(out[..., 1] / 5)
 
 
 def play(node: Nodes, z: Float[Array, " n"], noise: Float[Array, ""], steps: int) -> Array:
     """The value of one feature (standardised) that a noise makes, given the features before it."""
     residual, _ = _solved(node, z, noise, steps, 0.0, 1.0)
     out = network(node.affine, causes(node.parents, z))
-    left = residual * jnp.exp(_bounded(out[1])) + out[0]
+    left = residual * jnp.exp(spreads(out)) + out[0]
     return _predicted(node, z) + node.spread * left
 
 

@@ -1,6 +1,8 @@
 r"""How the pieces of a causal flow are fitted: first a mean and a scale given the causes, then the
 velocity that is left. Imported when a flow is fitted, for it needs networks and an optimizer."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -85,24 +87,33 @@ def fitted(
     held_out: np.ndarray,
     key: PRNGKeyArray,
     settings: Settings,
+    others: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Nodes:
-    """The pieces of every feature's conditional flow; see :class:`cdelta.causal.CausalFlow`."""
-    center, scale = _location(x)
+    """The pieces of every feature's conditional flow; see :class:`cdelta.causal.CausalFlow`.
+
+    ``others`` are further columns of which a feature may be made, as the features see them, of
+    both: those of vectors and labels.
+    """
+    center, scale = location(x)
     parts = [(part - center) / scale for part in (x, held_out)]
-    linear, constant, spread = _least_squares(parents, parts[0])
+    if others is not None:
+        parts = [np.concatenate(both, 1) for both in zip(parts, others, strict=True)]
+    n = len(parents)
+    linear, constant, spread = least_squares(parents, parts[0])
     nodes = _conditional.untrained(parents, center, scale, linear, constant, spread, settings[:2])
     seen, seen_out = (jnp.arcsinh(jnp.asarray(part, jnp.float32)) for part in parts)
     left, left_out = (
-        jnp.asarray((part - constant - part @ linear.T) / spread, jnp.float32) for part in parts
+        jnp.asarray((part[:, :n] - constant - part @ linear.T) / spread, jnp.float32)
+        for part in parts
     )
 
     keys = jax.random.split(key, 5)
     caused = np.flatnonzero(parents.any(1))
     if caused.size:
         net = Stack(parents[caused], 0, 2, settings, keys[0])
-        layers = _trained(net, (seen, left[:, caused]), likelihood, keys[1], settings)
+        layers = trained(net, (seen, left[:, caused]), likelihood, keys[1], settings)
         out = _outputs(layers, net.parents[...], seen_out)
-        layers = _weighed(layers, _shown_affine(out, left_out[:, caused]))
+        layers = _weighed(layers, shown_affine(out, left_out[:, caused]))
         affine = jax.tree.map(lambda w, s: w.at[caused].set(s), nodes.affine, layers)
         nodes = nodes._replace(affine=affine)
 
@@ -111,13 +122,13 @@ def fitted(
         for seen, left in ((seen, left), (seen_out, left_out))
     )
     net = Stack(parents, 2, 1, settings, keys[2])
-    layers = _trained(net, (seen, residual), matching, keys[3], settings)
+    layers = trained(net, (seen, residual), matching, keys[3], settings)
     shares = _shown_velocity(layers, nodes.parents, seen_out, residual_out, keys[4])
     return nodes._replace(velocity=_weighed(layers, shares[:, None]))
 
 
-def _trained(
-    net: Stack, data: tuple[Array, Array], objective: Any, key: PRNGKeyArray, settings: Settings
+def trained(
+    net: Any, data: tuple[Array, Array], objective: Any, key: PRNGKeyArray, settings: Settings
 ) -> Layers:
     steps = settings.steps
     fit = training.fit(
@@ -137,7 +148,7 @@ def _trained(
 # ------------------------------------------------------------------------------- the two objectives
 
 
-def likelihood(net: Stack, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
+def likelihood(net: Any, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
     r"""Negative log likelihood of a normal residual, :math:`\tfrac12 r^2 + s`, summed over the
     features."""
     seen, left = batch
@@ -149,14 +160,14 @@ def _losses(out: Array, left: Array) -> Float[Array, "features n"]:
     return residual**2 / 2 + log_scale
 
 
-def matching(net: Stack, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
+def matching(net: Any, key: PRNGKeyArray, batch: tuple[Array, Array]) -> Float[Array, ""]:
     r"""Flow matching of the residuals, of which N(0, 1)'s own velocity is known (C12)."""
     seen, residual = batch
-    t, point, target = _between(key, residual)
+    t, point, target = between(key, residual)
     return jnp.mean(jnp.sum((net(seen, t, point)[..., 0].T - target) ** 2, 1))
 
 
-def _between(key: PRNGKeyArray, residual: Float[Array, "n features"]) -> tuple[Array, Array, Array]:
+def between(key: PRNGKeyArray, residual: Float[Array, "n features"]) -> tuple[Array, Array, Array]:
     r"""Times, points between noise and residual, and what their velocity has beyond N(0, 1)'s:
     :math:`r - e - \frac{2t - 1}{s^2} x_t = ((1 - t) r - t e)/s^2`, :math:`s^2 = (1-t)^2 + t^2`.
     Points are in units of s."""
@@ -172,7 +183,7 @@ def _between(key: PRNGKeyArray, residual: Float[Array, "n features"]) -> tuple[A
 # ------------------------------------------------------------------------- what held-out data shows
 
 
-def _shown_affine(out: Array, left: Array) -> np.ndarray:
+def shown_affine(out: Array, left: Array) -> np.ndarray:
     """The share of each feature's nonlinear mean, then of its changing scale, that held-out data
     shows: none where the gain in likelihood is within two standard errors."""
     shares = np.zeros((len(out), 2))
@@ -198,7 +209,13 @@ def _shown_velocity(
 ) -> np.ndarray:
     """Likewise the share of each feature's learned velocity: where none is shown, the residual's
     flow is that of N(0, 1), exactly."""
-    drawn = [_products(layers, parents, seen, residual, k) for k in jax.random.split(key, _REPEATS)]
+    return velocity_shares(functools.partial(_products, layers, parents, seen, residual), key)
+
+
+def velocity_shares(products: Callable, key: PRNGKeyArray) -> np.ndarray:
+    """The same of any networks: ``products(key)`` are their outputs ``[n, features]`` times the
+    targets, and squared."""
+    drawn = [products(k) for k in jax.random.split(key, _REPEATS)]
     both, square = (np.mean(part, 0) for part in zip(*drawn, strict=True))  # [n, features] each
     size = np.maximum(square.mean(0), np.finfo(np.float32).tiny)
     shares = np.clip(both.mean(0) / size, 0, 1)
@@ -210,7 +227,7 @@ def _shown_velocity(
 def _products(
     layers: Layers, parents: Array, seen: Array, residual: Array, key: PRNGKeyArray
 ) -> tuple[Array, Array]:
-    t, point, target = _between(key, residual)
+    t, point, target = between(key, residual)
     out = _outputs(layers, parents, seen, t, point)[..., 0].T
     return out * target, out**2
 
@@ -229,7 +246,7 @@ def _weighed(layers: Layers, shares: np.ndarray) -> Layers:
 # ------------------------------------------------------------------------------------ closed pieces
 
 
-def _location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and half the width of the middle 68 %: a few extreme values do not squeeze the
     rest."""
     low, center, high = np.quantile(x, [0.158655, 0.5, 0.841345], axis=0)
@@ -237,15 +254,15 @@ def _location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return center, np.where(half > 0, half, x.std(0))
 
 
-def _least_squares(parents: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def least_squares(parents: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each feature's linear regression on its parents, and the spread of what is left."""
-    n = len(parents)
-    linear, constant, spread = np.zeros((n, n)), np.zeros(n), np.ones(n)
+    n, columns = parents.shape
+    linear, constant, spread = np.zeros((n, columns)), np.zeros(n), np.ones(n)
     for k in range(n):
         chosen = np.flatnonzero(parents[k])
-        columns = np.column_stack([np.ones(len(z)), z[:, chosen]])
-        coefficients, *_ = np.linalg.lstsq(columns, z[:, k], rcond=None)
+        seen = np.column_stack([np.ones(len(z)), z[:, chosen]])
+        coefficients, *_ = np.linalg.lstsq(seen, z[:, k], rcond=None)
         constant[k], linear[k, chosen] = coefficients[0], coefficients[1:]
-        left = z[:, k] - columns @ coefficients
+        left = z[:, k] - seen @ coefficients
         spread[k] = left.std()
     return linear, constant, spread

@@ -113,9 +113,15 @@ class _Model:
             if place in changes:
                 raise ValueError(f"index must hold each feature once, got {feature!r} again")
             if not (callable(change) or isinstance(change, Shift)):
-                change = _scalar(f"value of {feature!r}" if several else "value", change)
+                change = self._constant(
+                    place, f"value of {feature!r}" if several else "value", change
+                )
             changes[place] = change
         return list(changes.items())
+
+    def _constant(self, place: int, name: str, value: Any) -> Array:
+        """A value that an intervention sets, checked."""
+        return _scalar(name, value)
 
     def _place(self, feature: Any) -> int:
         if not isinstance(feature, str):
