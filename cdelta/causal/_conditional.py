@@ -51,7 +51,7 @@ def untrained(
     return Nodes(*arrays, zeros(columns, 2), zeros(2 + columns, 1))
 
 
-def network(layers: Layers, inputs: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+def network(layers: Layers, inputs: Float[Array, "*N inputs"]) -> Float[Array, "*N outputs"]:
     for w, b in layers[:-1]:
         inputs = jax.nn.silu(inputs @ w + b)
     return inputs @ layers[-1][0] + layers[-1][1]
