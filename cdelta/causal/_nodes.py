@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool
+from jaxtyping import Array, Bool
 
 from cdelta import _check
 from cdelta._precision import common
@@ -225,7 +225,7 @@ def sample(argument: str, x: Any, layout: Layout, many: bool | None = None) -> t
     }, found
 
 
-def label(name: str, value: ArrayLike, count: int) -> Array:
+def label(name: str, value: Any, count: int) -> Array:
     """``value`` as labels 0, …, count - 1."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):

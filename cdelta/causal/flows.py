@@ -246,6 +246,8 @@ class CausalFlow(_Model):
         or NaN, when x disagrees with a value that has been set, and for an intervened model with an
         equation of one's own.
         """
+        if self.layout is not None:
+            return self._named_backwards(x, False)[0]
         return self._backwards(x)[0]
 
     def jacobian(self, noise: Float[ArrayLike, " n"]) -> Float[Array, "n n"]:
@@ -517,8 +519,6 @@ class CausalFlow(_Model):
 
     def _backwards(self, x: ArrayLike) -> tuple[Array, Array]:
         """Noises and the logs of their slopes."""
-        if self.layout is not None:
-            return self._named_backwards(x, False)[:2]
         self._need_fit()
         x = _check.as_float("x", x)
         if x.ndim not in (1, 2) or x.shape[-1] != self.features:
