@@ -32,7 +32,7 @@
     if (box.matches("mjx-container") && box.firstElementChild) {
       const inLine = !box.matches("[display]"), line = inLine ? box.closest("p, li, td, th, dd, dt, figcaption, div, h1, h2, h3, h4") : box;
       const style = getComputedStyle(line), room = line.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - (inLine ? 6 : 0);
-      const drawn = box.firstElementChild, cell = line.matches("td, th"), width = () => drawn.getBoundingClientRect().width;
+      const drawn = box.firstElementChild, cell = box.closest("td, th"), width = () => drawn.getBoundingClientRect().width;
       box.dataset.size ??= parseFloat(box.style.fontSize) || 100; // MathJax has its own
       const own = +box.dataset.size, set = size => { box.style.fontSize = `${size}%`; };
       set(own);
