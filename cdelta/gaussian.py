@@ -241,7 +241,7 @@ def bend(source: Gaussian, target: Gaussian) -> Float[Array, ""]:
     r"""How bent the flow of the optimal velocity is, its mean squared deviation from straight lines
     (chapter 10).
 
-    .. math:: B = E \int_0^1 \|v(t, x_t) - (x_1 - x_0)\|^2\, dt
+    .. math:: B = E \int_0^1 \|v(t, \varphi_t(x_0)) - (\varphi_1(x_0) - x_0)\|^2\, dt
               = \Bigl(2 - \frac\pi2\Bigr) \operatorname{tr}(\Sigma_0 \mathbin{\#} \Sigma_1)
 
     with the geometric mean :math:`\Sigma_0 \mathbin{\#} \Sigma_1 = H\,\bigl(H^{-1} \Sigma_1

@@ -44,6 +44,7 @@ CASES = {
     "gaussian.velocity_jacobian": (gaussian.velocity_jacobian, T, *PAIR),
     "gaussian.flow_map": (gaussian.flow_map, T, X, *PAIR),
     "gaussian.flow_jacobian": (gaussian.flow_jacobian, T, *PAIR),
+    "gaussian.bend": (gaussian.bend, *PAIR),
     "gaussian.transport_map": (gaussian.transport_map, T, X, *PAIR),
     "gaussian.transport_jacobian": (gaussian.transport_jacobian, T, *PAIR),
     "mixture.log_density": (mixture.log_density, T, X, *BLEND),
