@@ -1,8 +1,10 @@
 """Shapes and types of every call into cdelta are checked during the tests, and theory runs in
 float64."""
 
+import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -21,6 +23,23 @@ import jax  # noqa: E402
 jax.config.update("jax_enable_x64", True)  # float32 is tested with arrays that say so
 for _name in ("CDELTA_LEDGER", "CDELTA_CLAIMS"):
     os.environ.pop(_name, None)  # no test may write into the records of a build
+
+
+# Every compiled program holds mappings of memory, of which Linux grants a process 65 530: LLVM does
+# not ask whether it got one, and a worker that compiles for a thousand tests dies of the signal 11.
+_MAPPINGS = Path("/proc/self/maps")
+_MOST_MAPPINGS = 20_000
+_finished = itertools.count(1)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if next(_finished) % 10 == 0 and mappings() > _MOST_MAPPINGS:
+        jax.clear_caches()
+
+
+def mappings() -> int:
+    """Of memory, by this process; 0 where the system does not tell."""
+    return _MAPPINGS.read_bytes().count(b"\n") if _MAPPINGS.exists() else 0
 
 
 @pytest.fixture
