@@ -8,7 +8,7 @@ from flax import nnx
 from jax.errors import KeyReuseError
 
 from cdelta import Empirical, Gaussian, GaussianMixture, causal, dependence, networks, training
-from cdelta.datasets import faces, toy
+from cdelta.datasets import faces, shapes, toy
 
 KEY = jax.random.key(0)
 EYES = jnp.stack([jnp.eye(2)] * 3)
@@ -31,6 +31,7 @@ DRAWING = {
     "moons": lambda key: toy.moons(key, 4),
     "a board": lambda key: toy.checkerboard(key, 4),
     "rings": lambda key: toy.rings(key, 4),
+    "noises of shapes": lambda key: shapes.noises(key, 3),
     "noises of faces": lambda key: faces.noises(key, 3),
     "a linear model": lambda key: causal.collider().sample(key, 4),
     "a loss": lambda key: training.loss(velocity, key, jnp.ones((4, 2))),

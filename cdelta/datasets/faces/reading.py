@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from cdelta import _check
+from cdelta.datasets._reading import fitted
 from cdelta.datasets.faces.painter import NUISANCES, picture
 from cdelta.datasets.faces.structure import ATTRIBUTES
 
@@ -59,45 +60,5 @@ def read(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _read(images: Array, start: Array, iterations: int, prior: Array) -> tuple[Array, Array]:
-    """One after the other, as the painter paints them."""
     height, width = images.shape[1:3]
-
-    def one(pair):
-        image, start = pair
-
-        def look(p):
-            """Loss, gradient and Gauss–Newton matrix at p; the painter is compiled once."""
-
-            def twice(p):
-                residual = (picture(p, height, width) - image).reshape(-1)
-                return residual, residual
-
-            columns, residual = jax.jacfwd(twice, has_aux=True)(p)
-            pull = prior * (p - start)
-            loss = residual @ residual + pull @ (p - start)
-            return (
-                loss,
-                columns.T @ residual + pull,
-                columns.T @ columns + prior * jnp.eye(p.size, dtype=p.dtype),
-            )
-
-        def step(state, _):
-            p, damping, best, tried = state
-            loss, gradient, gram = look(tried)
-            better = loss < best[0]
-            best = jax.tree.map(
-                lambda new, old: jnp.where(better, new, old), (loss, gradient, gram), best
-            )
-            p, damping = jnp.where(better, tried, p), damping * jnp.where(better, 0.2, 5.0)
-            _, gradient, gram = best
-            scale = jnp.diag(jnp.diag(gram) + jnp.finfo(p.dtype).eps * jnp.trace(gram))
-            tried = p - jnp.linalg.solve(gram + damping * scale, gradient)
-            return (p, damping, best, tried), None
-
-        n, dtype = start.size, start.dtype
-        nothing = jnp.inf * jnp.ones((), dtype), jnp.zeros(n, dtype), jnp.eye(n, dtype=dtype)
-        first = start, jnp.asarray(0.05, dtype), nothing, start
-        (p, *_), _ = jax.lax.scan(step, first, length=iterations + 1)
-        return p, jnp.sqrt(jnp.mean((picture(p, height, width) - image) ** 2))
-
-    return jax.lax.map(one, (images, start))
+    return fitted(lambda p: picture(p, height, width), images, start, iterations, prior)
