@@ -96,6 +96,84 @@ class VelocityFromTarget(nnx.Module):
         return (target - x) / (1 - s)
 
 
+class Known(nnx.Variable):
+    """What is computed from data once, and not trained."""
+
+
+class BesideNormal(nnx.Module):
+    r"""The velocity of a normal law, which is known, and a network for what is beyond it (T2, T3).
+
+    .. math:: v(t, x \mid c) = \mu + A_t (x - t\mu)
+        + \Sigma^{1/2} S_t^{-1/2}\, g\bigl(t,\, S_t^{-1/2} (x - t\mu),\, c\bigr), \qquad
+        A_t = \bigl(t\Sigma - (1-t) I\bigr) S_t^{-1},
+
+    with :math:`S_t = (1-t)^2 I + t^2 \Sigma` and :math:`\mu = m + W c`. Where g is 0, this is the
+    velocity from N(0, I) to :math:`N(m + W c, \Sigma)`. ``network`` is g: it sees points, and
+    answers in units, in which all directions are of one size at every t. A network that has to
+    learn narrow directions of the data from wide ones' points of view takes very long.
+
+    As built, m = 0, W = 0 and :math:`\Sigma = I`; :meth:`given` gives one that knows the data's.
+    ``condition``: as of the network, how many numbers c has, 0 for ``(t, x)``.
+    """
+
+    def __init__(self, network: Any, condition: int = 0):
+        self.network, self.shape, self.condition = network, network.shape, condition
+        d = int(np.prod(self.shape))
+        self.mean = Known(jnp.zeros(d, jnp.float32))
+        self.slopes = Known(jnp.zeros((d, condition), jnp.float32))
+        self.axes = Known(jnp.eye(d, dtype=jnp.float32))
+        self.sizes = Known(jnp.ones(d, jnp.float32))
+
+    def given(
+        self, x: Float[ArrayLike, "N ..."], condition: Float[ArrayLike, "N c"] | None = None
+    ) -> "BesideNormal":
+        """The same with the least squares of samples on their conditions, and the covariance of
+        what these leave.
+
+        Raises ValueError when shapes do not fit, or samples are no more than what is fitted.
+        """
+        x = np.asarray(x, np.float64)
+        seen = np.zeros((len(x), 0)) if condition is None else np.asarray(condition, np.float64)
+        if x.shape[1:] != self.shape or seen.shape != (len(x), self.condition):
+            raise ValueError(
+                f"x and condition must have shapes (N, {', '.join(map(str, self.shape))}) and "
+                f"(N, {self.condition}), got {x.shape} and {seen.shape}"
+            )
+        if len(x) <= self.condition + 1:
+            raise ValueError(f"x must hold more than {self.condition + 1} samples, got {len(x)}")
+        columns, flat = np.column_stack([np.ones(len(x)), seen]), x.reshape(len(x), -1)
+        found = np.linalg.lstsq(columns, flat, rcond=None)[0]
+        left = flat - columns @ found
+        sizes, axes = np.linalg.eigh(left.T @ left / len(x))
+        # a direction without variance is no direction of the flow's
+        sizes = np.maximum(sizes, 1e-6 * sizes.max())
+        new = nnx.clone(self)
+        for variable, value in (
+            (new.mean, found[0]), (new.slopes, found[1:].T), (new.axes, axes), (new.sizes, sizes),
+        ):  # fmt: skip
+            variable[...] = jnp.asarray(value, jnp.float32)
+        return new
+
+    def __call__(
+        self, t: Time, x: Float[ArrayLike, "..."], condition: Float[ArrayLike, " c"] | None = None
+    ) -> Float[Array, "..."]:
+        t, x = _sample(t, x, self.shape)
+        mean, slopes, axes, sizes = (
+            variable[...].astype(x.dtype)
+            for variable in (self.mean, self.slopes, self.axes, self.sizes)
+        )
+        conditions = () if condition is None else (condition,)
+        if conditions:
+            mean = mean + slopes @ _check.as_float("condition", condition).astype(x.dtype)
+        variance = (1 - t) ** 2 + t**2 * sizes
+        along = axes.T @ (x.reshape(-1) - t * mean)
+        seen = axes @ (along / jnp.sqrt(variance))
+        beyond = self.network(t, seen.reshape(x.shape), *conditions).reshape(-1)
+        known = (t * sizes - (1 - t)) / variance * along
+        out = known + jnp.sqrt(sizes / variance) * (axes.T @ beyond)
+        return (mean + axes @ out).reshape(x.shape).astype(x.dtype)
+
+
 class MLP(nnx.Module):
     """A multilayer perceptron ``(t, x) -> x``'s shape: features of ``t`` are added to those of
     ``x``, then SiLU layers.

@@ -43,6 +43,81 @@ def test_time_features():
         networks.time_features(t, 7)
 
 
+class Nothing(nnx.Module):
+    """Or a linear function of what it sees, to tell what that is."""
+
+    def __init__(self, shape, weights=None):
+        self.shape, self.weights = shape, nnx.data(weights)
+
+    def __call__(self, t, x, condition=None):
+        return jnp.zeros_like(x) if self.weights is None else self.weights * x + t
+
+
+def a_normal_law(N=4000):
+    draw = np.random.default_rng(5)
+    root, slopes = draw.standard_normal((4, 4)), draw.standard_normal((4, 2))
+    seen = draw.standard_normal((N, 2))
+    noise = draw.standard_normal((N, 4))
+    # so that the samples have these moments exactly
+    columns = np.column_stack([np.ones(N), seen])
+    noise -= columns @ np.linalg.lstsq(columns, noise, rcond=None)[0]
+    noise = noise @ np.linalg.inv(np.linalg.cholesky(noise.T @ noise / N)).T
+    x = 1.5 + seen @ slopes.T + noise @ root.T
+    return x.reshape(N, 2, 2), seen, slopes, root @ root.T
+
+
+def test_beside_a_normal_law_whose_velocity_is_known():
+    """Without a network's say it is the velocity between two Gaussians, given the condition."""
+    x, seen, slopes, cov = a_normal_law()
+    known = networks.BesideNormal(Nothing((2, 2)), 2).given(x, seen)
+    point, c = jnp.asarray(x[0] + 0.3, jnp.float32), jnp.array([0.7, -1.1], jnp.float32)
+    target = Gaussian(1.5 + slopes @ c, cov)
+    for t in (0.0, 0.4, 0.9, 1.0):
+        exact = gaussian.velocity(t, point.reshape(-1), Gaussian.standard(4), target)
+        found = known(t, point, c).reshape(-1)
+        np.testing.assert_allclose(found, exact, rtol=1e-3, atol=1e-3)
+        wrong = gaussian.velocity(
+            t, point.reshape(-1), Gaussian.standard(4), Gaussian(1.5 - slopes @ c, cov)
+        )
+        assert np.abs(np.asarray(found - wrong)).max() > 0.1
+    # as built, of N(0, I)
+    new = networks.BesideNormal(Nothing((2, 2)), 2)(0.25, point, c)
+    np.testing.assert_allclose(new, (2 * 0.25 - 1) / (0.75**2 + 0.25**2) * point, rtol=1e-5)
+
+
+def test_a_network_beside_a_normal_law_sees_and_answers_in_its_units():
+    x, seen, slopes, cov = a_normal_law()
+    weights = jnp.array([[0.5, -1.0], [2.0, 0.1]], jnp.float32)
+    network = networks.BesideNormal(Nothing((2, 2), weights), 2).given(x, seen)
+    known = networks.BesideNormal(Nothing((2, 2)), 2).given(x, seen)
+    t, c = 0.6, jnp.array([0.7, -1.1], jnp.float32)
+    point = jnp.asarray(x[0] + 0.3, jnp.float32)
+    beyond = np.asarray(network(t, point, c) - known(t, point, c)).reshape(-1)
+
+    def power(matrix, exponent):
+        sizes, axes = np.linalg.eigh(matrix)
+        return (axes * sizes**exponent) @ axes.T
+
+    variance = (1 - t) ** 2 * np.eye(4) + t**2 * cov
+    inward = power(variance, -0.5)
+    z = inward @ (np.asarray(point, float).reshape(-1) - t * (1.5 + slopes @ np.asarray(c)))
+    expected = power(cov, 0.5) @ inward @ (np.asarray(weights).reshape(-1) * z + t)
+    np.testing.assert_allclose(beyond, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_what_does_not_fit_beside_a_normal_law(unchecked):
+    x, seen, *_ = a_normal_law(20)
+    network = networks.BesideNormal(Nothing((2, 2)), 2)
+    for call, message in (
+        (lambda: network.given(x[:, 0], seen), "x and condition must have shapes"),
+        (lambda: network.given(x), "x and condition must have shapes"),
+        (lambda: network.given(x[:3], seen[:3]), "more than 3 samples, got 3"),
+        (lambda: network(0.5, x[0, 0], seen[0]), "x must have shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_a_start_as_in_pytorch():
     network = networks.MLP(2, 400, 2, 16, rngs=rngs())
     flax_offset = float(jnp.abs(network.hidden[0].bias[...]).max())

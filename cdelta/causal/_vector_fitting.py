@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from cdelta import training
+from cdelta import networks, training
 from cdelta._pytree import as_pytree
 from cdelta.causal import _conditional, _fitting, _vectors
 from cdelta.causal._conditional import Layers
@@ -112,11 +112,13 @@ def of_own(
     """The same of values ``[N, *shape]`` with a network of the user's, which is the whole velocity
     of the value, standardised as one."""
     center, scale = x.mean(), x.std()
-    seen = np.arcsinh(given).astype(np.float32)
+    x, seen = (x - center) / scale, np.arcsinh(given).astype(np.float32)
+    if isinstance(network, networks.BesideNormal):
+        network = network.given(x, seen if seen.shape[1] else None)
     steps = settings.steps
     fit = training.fit(
         network,
-        ((x - center) / scale).astype(np.float32),
+        x.astype(np.float32),
         key,
         steps=steps,
         batch=settings.batch,

@@ -64,7 +64,9 @@ class CausalFlow(_Model):
     vector, ``module(t, x)`` where it has no causes, as ``networks.UNet((8, 8, 1), channels,
     condition=11, rngs=rngs)``: ``x`` is the value, standardised as one, in its shape, ``condition``
     its causes as one vector: in the nodes' order, numbers standardised, vectors flattened, labels
-    as ones and zeros, and of all these the arcsinh.
+    as ones and zeros, and of all these the arcsinh. One in :class:`cdelta.networks.BesideNormal` is
+    given the samples first: then the linear regression and the covariance are known, as above, and
+    the paths are straight in the vector's own units.
 
     :meth:`fit` gives a fitted flow. Called with a noise ``[n]``, that gives features ``[n]``; its
     Jacobian is triangular in causal order. It answers as :class:`SCM` does, in float32, and takes
