@@ -109,8 +109,7 @@ class BesideNormal(nnx.Module):
 
     with :math:`S_t = (1-t)^2 I + t^2 \Sigma` and :math:`\mu = m + W c`. Where g is 0, this is the
     velocity from N(0, I) to :math:`N(m + W c, \Sigma)`. ``network`` is g: it sees points, and
-    answers in units, in which all directions are of one size at every t. A network that has to
-    learn narrow directions of the data from wide ones' points of view takes very long.
+    answers, in units in which all directions are of one size at every t.
 
     As built, m = 0, W = 0 and :math:`\Sigma = I`; :meth:`given` gives one that knows the data's.
     ``condition``: as of the network, how many numbers c has, 0 for ``(t, x)``.
