@@ -3,7 +3,7 @@ brighter or darker.
 
 .. math:: \text{size} = \varepsilon_1, \qquad \text{light} = 0.8\, \text{size} + 0.6\,\varepsilon_2,
     \qquad \text{image} = \mathrm{paint}(\text{kind}, \text{size}, \text{light}, \text{place})
-    + 0.02\,\text{grain}
+    + 0.01\,\text{grain}
 
 The kind is drawn by itself; all noises are standard normal and independent. ``across`` and ``down``
 say where the shape stands; grain is of each pixel. :func:`made` makes pictures of noises, after an
@@ -24,7 +24,7 @@ from cdelta.datasets._reading import fitted
 
 KINDS = ("disc", "bar", "ring")
 SIDE = 12  # pixels of a picture's side, which is the interval [-1, 1]
-GRAIN = 0.02  # standard deviation of a pixel's own noise
+GRAIN = 0.01  # standard deviation of a pixel's own noise
 SHARES = (0.4, 0.3, 0.3)  # of the kinds
 SOFTNESS = 0.06  # of an edge: 1.6 pixels from 10 % to 90 %
 NUMBERS = ("size", "light", "across", "down")  # what a picture shows besides its kind
