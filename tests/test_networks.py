@@ -79,7 +79,7 @@ def test_beside_a_normal_law_whose_velocity_is_known():
         wrong = gaussian.velocity(
             t, point.reshape(-1), Gaussian.standard(4), Gaussian(1.5 - slopes @ c, cov)
         )
-        assert np.abs(np.asarray(found - wrong)).max() > 0.1
+        assert t == 1 or np.abs(np.asarray(found - wrong)).max() > 0.1  # at the end v = x for all
     # as built, of N(0, I)
     new = networks.BesideNormal(Nothing((2, 2)), 2)(0.25, point, c)
     np.testing.assert_allclose(new, (2 * 0.25 - 1) / (0.75**2 + 0.25**2) * point, rtol=1e-5)
