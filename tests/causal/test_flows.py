@@ -289,6 +289,7 @@ def test_half_and_double_precision_and_transformations(flow, samples):
 
 
 def test_do_agrees_with_another_library(samples):
+    """Where DoWhy is installed: ``make peers``."""
     gcm = pytest.importorskip("dowhy.gcm")
     networkx, pandas = pytest.importorskip("networkx"), pytest.importorskip("pandas")
     model = gcm.InvertibleStructuralCausalModel(
