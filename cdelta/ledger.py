@@ -6,6 +6,9 @@ either prints is what a reader sees; the record goes to the file named by the en
 ``CDELTA_LEDGER`` when there is one, and the book's scorecard derives its verdicts from those
 records. Claims are the keys of ``book/claims.yml`` (``CDELTA_CLAIMS`` names another file); away
 from the book, where there is no such file, an id needs only to look like one.
+
+What takes too long for a chapter is measured by ``make bench``, and ships with the package:
+:func:`kept` reads it, :func:`made` says when and with what it was made.
 """
 
 import json
@@ -21,10 +24,11 @@ from typing import Any
 from cdelta._extras import optional
 from cdelta._text import Number, describe as describe
 
-__all__ = ["ClaimError", "across", "check", "claims", "decide", "read"]
+__all__ = ["ClaimError", "across", "check", "claims", "decide", "kept", "made", "read"]
 
 Null = Mapping[str, Number | tuple[Number, Number]]
 
+RECORDS = Path(__file__).parent / "records"
 _ID = re.compile(r"[TELC][1-9][0-9]?'?")
 SURE = 2  # standard errors by which an estimate must clear a bound
 
@@ -204,6 +208,38 @@ def lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if path.exists()
         else []
     )
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """The measurements of a benchmark as they ship with the package, one dictionary each, with the
+    day they were ``made`` and the ``versions`` of what made them.
+
+    Raises ValueError when there are none of that name.
+    """
+    path = RECORDS / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in RECORDS.glob("*.jsonl")))
+        raise ValueError(f"name must be one of {known}, got {name!r}")
+    return lines(path)
+
+
+def made(rows: Iterable[Mapping[str, Any]]) -> str:
+    """When and with what such measurements were made: the days, and of each package every
+    version.
+
+    Raises ValueError for no rows.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError("rows must be one or more measurements, got none")
+    days = sorted({row["made"] for row in rows})
+    used: dict[str, set[str]] = {}
+    for row in rows:
+        for package, version in row["versions"].items():
+            used.setdefault(package, set()).add(version)
+    packages = (f"{package} {' and '.join(sorted(found))}" for package, found in used.items())
+    when = f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}"
+    return f"{when}, with {', '.join(packages)}"
 
 
 @lru_cache(maxsize=8)

@@ -236,6 +236,26 @@ def test_read_collects_the_records_of_a_folder(tmp_path):
         ledger.read(tmp_path / "nowhere")
 
 
+def test_kept_measurements_are_those_of_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RECORDS", tmp_path)
+    (tmp_path / "speed.jsonl").write_text(
+        '{"way": "ours", "R²": 0.5}\n{"way": "theirs"}\n', "utf-8"
+    )
+    assert ledger.kept("speed") == [{"way": "ours", "R²": 0.5}, {"way": "theirs"}]
+    with pytest.raises(ValueError, match="name must be one of speed, got 'sped'"):
+        ledger.kept("sped")
+
+
+def test_measurements_say_when_and_with_what_they_were_made():
+    first = {"made": "2026-11-26", "versions": {"jax": "0.10.2", "numpy": "2.4.6"}}
+    later = {"made": "2026-12-01", "versions": {"jax": "0.9.1", "numpy": "2.4.6"}}
+    assert ledger.made([first, first]) == "on 2026-11-26, with jax 0.10.2, numpy 2.4.6"
+    said = ledger.made(iter([later, first]))
+    assert said == "from 2026-11-26 to 2026-12-01, with jax 0.10.2 and 0.9.1, numpy 2.4.6"
+    with pytest.raises(ValueError, match="rows must be"):
+        ledger.made([])
+
+
 @pytest.mark.parametrize(
     ("value", "stderr", "text"),
     [

@@ -7,6 +7,9 @@ additive-noise model (Hoyer et al., 2008, with HSIC as in Mooij et al., 2016: of
 the one with the more independent residual) and IGCI (Janzing et al., 2012: the cause has the larger
 entropy, uniform reference). Errors are those of a binomial share; the weighted share counts data
 sets, not pairs. At most 1000 samples a pair, 300 for HSIC.
+
+Each pair is kept in ``build/pairs.jsonl`` as soon as it is measured, and is not measured again;
+the proteins are a line of their own.
 """
 
 import os
@@ -17,7 +20,9 @@ import numpy as np
 
 from cdelta import causal
 from cdelta.datasets import pairs
+from tests.benchmarks import _record
 
+RECORD = _record.Record("pairs", ("pair",))
 VALUES, LEAST, SAMPLES, KERNEL_SAMPLES = 20, 100, 1000, 300
 
 
@@ -72,16 +77,17 @@ METHODS = {"C10": by_order, "ANM, HSIC": by_independence, "IGCI": by_entropy}
 
 
 def measure(pair, seed):
-    """Of each method, by how much it says that the cause is the cause."""
+    """Of each method, by how much it says that the cause is the cause, and CPU seconds."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(pair.cause))[:SAMPLES]
     cause, effect = standard(pair.cause[chosen]), standard(pair.effect[chosen])
-    found = {}
+    says, cpu = {}, {}
     for name, method in METHODS.items():
         n = KERNEL_SAMPLES if method is by_independence else SAMPLES
         start = time.process_time()
-        found[name] = float(method(cause[:n], effect[:n], seed)), time.process_time() - start
-    return found
+        says[name] = float(method(cause[:n], effect[:n], seed))
+        cpu[name] = round(time.process_time() - start, 4)
+    return {"says": says, "cpu": cpu}
 
 
 def enough(pair):
@@ -90,16 +96,16 @@ def enough(pair):
     return values >= VALUES and len(pair.cause) >= LEAST
 
 
-def report(results, weights):
+def report(results):
     """Shares right, of all and of the half that each method is surest of."""
-    weights = np.asarray(weights, float)
+    weights = np.array([result["weight"] for result in results])
     weights = weights / weights.sum()
     print(f"{len(results)} pairs, {1 / (weights**2).sum():.0f} of them by weight")
     print(f"{'':12}{'right':>16}{'weighted':>16}{'surest half':>16}{'CPU s a pair':>14}")
     for name in METHODS:
-        says = np.array([result[name][0] for result in results])
+        says = np.array([result["says"][name] for result in results])
         right, half = says > 0, np.abs(says) >= np.median(np.abs(says))
-        seconds = np.median([result[name][1] for result in results])
+        seconds = np.median([result["cpu"][name] for result in results])
         columns = [share(right, np.ones(len(says))), share(right, weights)]
         columns += [share(right[half], np.ones(half.sum()))]
         print(f"{name:12}{''.join(f'{column:>16}' for column in columns)}{seconds:14.2f}")
@@ -123,12 +129,17 @@ def proteins(source):
         return np.mean(place[causes] < place[effects])
 
     rng = np.random.default_rng(1)
-    random = [forward(rng.permutation(len(names))) for _ in range(4000)]
+    random = np.array([forward(rng.permutation(len(names))) for _ in range(4000)])
     value = forward(found.order)
-    print(f"proteins: {value:.2f} of {len(causes)} edges forward, decided: {found.decided}")
-    print(f"  random orders {np.mean(random):.2f} ± {np.std(random):.2f},", end=" ")
-    print(f"as good or better {np.mean(np.array(random) >= value):.3f}")
-    print("  order:", ", ".join(names[i] for i in found.order))
+    return {
+        "edges": len(causes),
+        "forward": value,
+        "decided": found.decided,
+        "random": random.mean(),
+        "random_spread": random.std(),
+        "random_as_good": np.mean(random >= value),
+        "order": [names[i] for i in found.order],
+    }
 
 
 def main():
@@ -142,9 +153,15 @@ def main():
     print(f"left out: {len(known) - len(found)} of {len(known)}, fewer than {VALUES} values a side")
     print(f"  or {LEAST} samples")
     numbers = pairs.sources(found)
-    results = [measure(pair, seed) for seed, pair in enumerate(found)]
-    report(results, [1 / numbers.count(number) for number in numbers])
-    proteins(source)
+    for seed, (pair, number) in enumerate(zip(found, numbers, strict=True)):
+        if (pair.name,) not in RECORD.measured():
+            weight = 1 / numbers.count(number)
+            RECORD.keep(pair=pair.name, of=len(known), weight=weight, **measure(pair, seed))
+    if ("proteins",) not in RECORD.measured():
+        RECORD.keep(pair="proteins", **proteins(source))
+    kept = RECORD.measured()
+    report([kept[pair.name,] for pair in found])
+    print("proteins:", *(f"{name} {value}," for name, value in kept["proteins",].items()))
 
 
 if __name__ == "__main__":
