@@ -8,8 +8,8 @@ the one with the more independent residual) and IGCI (Janzing et al., 2012: the 
 entropy, uniform reference). Errors are those of a binomial share; the weighted share counts data
 sets, not pairs. At most 1000 samples a pair, 300 for HSIC.
 
-Each pair is kept in ``build/pairs.jsonl`` as soon as it is measured, and is not measured again;
-the proteins are a line of their own.
+The shares are kept in ``build/pairs.jsonl``, a line a method and one for the proteins, and are not
+measured again.
 """
 
 import os
@@ -22,7 +22,7 @@ from cdelta import causal
 from cdelta.datasets import pairs
 from tests.benchmarks import _record
 
-RECORD = _record.Record("pairs", ("pair",))
+RECORD = _record.Record("pairs", ("method",))
 VALUES, LEAST, SAMPLES, KERNEL_SAMPLES = 20, 100, 1000, 300
 
 
@@ -77,17 +77,16 @@ METHODS = {"C10": by_order, "ANM, HSIC": by_independence, "IGCI": by_entropy}
 
 
 def measure(pair, seed):
-    """Of each method, by how much it says that the cause is the cause, and CPU seconds."""
+    """Of each method, by how much it says that the cause is the cause."""
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(pair.cause))[:SAMPLES]
     cause, effect = standard(pair.cause[chosen]), standard(pair.effect[chosen])
-    says, cpu = {}, {}
+    found = {}
     for name, method in METHODS.items():
         n = KERNEL_SAMPLES if method is by_independence else SAMPLES
         start = time.process_time()
-        says[name] = float(method(cause[:n], effect[:n], seed))
-        cpu[name] = round(time.process_time() - start, 4)
-    return {"says": says, "cpu": cpu}
+        found[name] = float(method(cause[:n], effect[:n], seed)), time.process_time() - start
+    return found
 
 
 def enough(pair):
@@ -96,25 +95,37 @@ def enough(pair):
     return values >= VALUES and len(pair.cause) >= LEAST
 
 
-def report(results):
-    """Shares right, of all and of the half that each method is surest of."""
-    weights = np.array([result["weight"] for result in results])
-    weights = weights / weights.sum()
-    print(f"{len(results)} pairs, {1 / (weights**2).sum():.0f} of them by weight")
-    print(f"{'':12}{'right':>16}{'weighted':>16}{'surest half':>16}{'CPU s a pair':>14}")
-    for name in METHODS:
-        says = np.array([result["says"][name] for result in results])
-        right, half = says > 0, np.abs(says) >= np.median(np.abs(says))
-        seconds = np.median([result["cpu"][name] for result in results])
-        columns = [share(right, np.ones(len(says))), share(right, weights)]
-        columns += [share(right[half], np.ones(half.sum()))]
-        print(f"{name:12}{''.join(f'{column:>16}' for column in columns)}{seconds:14.2f}")
+def shares(name, results, weights):
+    """Of one method: shares right, of all, by weight, and of the half that it is surest of, with
+    their errors."""
+    says = np.array([result[name][0] for result in results])
+    right, half = says > 0, np.abs(says) >= np.median(np.abs(says))
+    alike = np.ones(len(says))
+    found = {"pairs": len(says), "by_weight": weights.sum() ** 2 / (weights**2).sum()}
+    for what, (hits, weight) in {
+        "right": (right, alike),
+        "weighted": (right, weights),
+        "surest": (right[half], alike[half]),
+    }.items():
+        found[what], found[f"{what}_stderr"] = share(hits, weight)
+    return found | {"cpu": np.median([result[name][1] for result in results])}
 
 
 def share(right, weights):
     weights = weights / weights.sum()
     mean = (weights * right).sum()
-    return f"{mean:.3f} ± {np.sqrt(mean * (1 - mean) * (weights**2).sum()):.3f}"
+    return mean, np.sqrt(mean * (1 - mean) * (weights**2).sum())
+
+
+def report(kept):
+    print(f"{'':12}{'right':>16}{'weighted':>16}{'surest half':>16}{'CPU s a pair':>14}")
+    for name in METHODS:
+        row = kept[name,]
+        columns = [
+            f"{row[k]:.3f} ± {row[f'{k}_stderr']:.3f}" for k in ("right", "weighted", "surest")
+        ]
+        print(f"{name:12}{''.join(f'{column:>16}' for column in columns)}{row['cpu']:14.2f}")
+    print("proteins:", *(f"{name} {value}," for name, value in kept["proteins",].items()))
 
 
 def proteins(source):
@@ -153,15 +164,14 @@ def main():
     print(f"left out: {len(known) - len(found)} of {len(known)}, fewer than {VALUES} values a side")
     print(f"  or {LEAST} samples")
     numbers = pairs.sources(found)
-    for seed, (pair, number) in enumerate(zip(found, numbers, strict=True)):
-        if (pair.name,) not in RECORD.measured():
-            weight = 1 / numbers.count(number)
-            RECORD.keep(pair=pair.name, of=len(known), weight=weight, **measure(pair, seed))
+    if not RECORD.measured().keys() >= {(name,) for name in METHODS}:
+        results = [measure(pair, seed) for seed, pair in enumerate(found)]
+        weights = np.array([1 / numbers.count(number) for number in numbers])
+        for name in METHODS:
+            RECORD.keep(method=name, of=len(known), **shares(name, results, weights))
     if ("proteins",) not in RECORD.measured():
-        RECORD.keep(pair="proteins", **proteins(source))
-    kept = RECORD.measured()
-    report([kept[pair.name,] for pair in found])
-    print("proteins:", *(f"{name} {value}," for name, value in kept["proteins",].items()))
+        RECORD.keep(method="proteins", **proteins(source))
+    report(RECORD.measured())
 
 
 if __name__ == "__main__":
