@@ -544,9 +544,8 @@ def test_wiggles_of_neighbours_correlate_as_the_pixels_do_where_the_flow_is_affi
     def flow(x):
         return gaussian.flow_map(1.0, x, source, target)
 
-    def bent(x):  # ρ in samples, as in chapter 06's example not in wiggles
-        y = flow(x)
-        return y.at[1].set(y[1] + (y[0] ** 2 + y[1] ** 2) / 2)
+    def bent(x):  # what is of second order counts twice
+        return flow(x).at[:2].add(jnp.array([1, -1]) * (x[0] ** 2 - 1))
 
     def off(f):
         wiggles = jax.jit(jax.vmap(lambda x, z: jacobian.jvp(f, x, z)))(x0, probes)
