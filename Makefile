@@ -12,13 +12,14 @@ PAGES   := _build/html/index.html
 SITE    := _build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke again site pages torch train bench mutants serve lab lock pairs clean FORCE
+.PHONY: help env book execute test lint unit smoke again site pages torch peers train bench mutants serve lab lock pairs clean FORCE
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book [PROFILE=smoke|book|paper] [JOBS=2]   execute what changed and build the book"
 	@echo "make test     lint, unit tests, notebooks twice and as a book (smoke), its pages in a browser"
 	@echo "make torch    PyTorch joins .venv (nothing that is locked changes), and the tests that need it run"
+	@echo "make peers    DoWhy in an environment of its own (build/peers), and the test that compares with it runs"
 	@echo "make pages    the book as readers get it, its pages in a browser"
 	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
@@ -130,6 +131,14 @@ TORCH := torch==2.13.0
 torch: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.txt $(TORCH)
 	$(BIN)/python -m pytest -q tests/test_torch.py
+
+# What is compared with DoWhy: it wants an older SciPy than the lock has, and so never joins .venv.
+DOWHY := dowhy==0.14
+PEERS := build/peers/bin/python
+peers:
+	$(PYTHON) -m venv build/peers
+	$(PEERS) -m pip install -q --disable-pip-version-check -e . $(DOWHY) pytest beartype equinox
+	$(PEERS) -m pytest -q tests/causal/test_flows.py -k another_library
 
 # Before a release: the pages as readers get them.
 pages: book

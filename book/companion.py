@@ -43,7 +43,7 @@ VERDICTS = {
     "reproduced": "the paper's claim holds as stated",
     "in part": "some of what it says holds, the rest does not or is not decided",
     "undecided": "what was measured does not tell",
-    "corrected": "it does not hold as stated, and the form given here does",
+    "corrected": "it does not hold as stated; what was found in its place stands beside it",
     "derived": "a result of this project, verified",
     "not run here": "with the reason",
     "open": "no notebook has measured it yet",
@@ -57,10 +57,12 @@ VERDICTS = {
 def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """What the records say about a claim.
 
-    Checks must pass. The verdict then follows from the claim's deciding measurements: all hold,
-    some do, none does (what the checks verify is then the right form), or they do not tell. Where
-    none was needed (a theorem), the checks are of the statement itself. A claim without any record
-    is open, or was not run here; it never passes.
+    Checks must pass. The verdict then follows from the claim's deciding measurements. A claim says
+    all of them at once: it holds where all hold, and where one fails it is false as stated,
+    whatever is undecided beside it. Then it is corrected, or, where another part of it holds, true
+    in part. Where none fails and none holds they do not tell. Where no decision was needed (a
+    theorem), the checks are of the statement itself. A claim without any record is open, or was not
+    run here; it never passes.
     """
     if not records:
         return "not run here" if claim.get("not_run") else "open"
@@ -75,7 +77,7 @@ def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
         return "reproduced" if claim["origin"] == "paper" else "derived"
     if "holds" in outcomes:
         return "in part"
-    return "corrected" if outcomes == {"fails"} and checks else "undecided"
+    return "corrected" if "fails" in outcomes else "undecided"
 
 
 def scorecard(

@@ -533,6 +533,30 @@ def test_bad_input_is_refused_by_name(make, message):
         make()
 
 
+def test_wiggles_of_neighbours_correlate_as_the_pixels_do_where_the_flow_is_affine():
+    """E5's measurement on a flow in closed form: the covariance of ready wiggles along random
+    directions of length one. Where features of the flow bend it is another."""
+    source, target = cdelta.Gaussian.standard(6), laws.pair(8, 6)[1]
+    count = 20_000
+    x0, probes = jax.random.normal(KEY, (2, count, 6))
+    probes /= jnp.linalg.norm(probes, axis=1, keepdims=True)
+
+    def flow(x):
+        return gaussian.flow_map(1.0, x, source, target)
+
+    def bent(x):  # what is of second order counts twice
+        return flow(x).at[:2].add(jnp.array([1, -1]) * (x[0] ** 2 - 1))
+
+    def off(f):
+        wiggles = jax.jit(jax.vmap(lambda x, z: jacobian.jvp(f, x, z)))(x0, probes)
+        found, pixels = sample_moment(np.asarray(wiggles)), sample_moment(jax.vmap(f)(x0))
+        stderr = np.hypot(found.correlation_stderr, pixels.correlation_stderr)
+        return ((found.correlation - pixels.correlation) / stderr)[np.triu_indices(6, 1)]
+
+    assert np.abs(off(flow)).max() < 4
+    assert np.abs(off(bent)).max() > 10
+
+
 def test_ready_wiggles_and_rows_give_what_the_estimator_gives():
     """The same Jacobians, computed outside: the same matrix; errors and counts by hand."""
     key, n = jax.random.key(5), 300

@@ -173,6 +173,75 @@ def test_the_spread_of_orthogonal_probes_is_its_formula(d, probes):
     assert abs(errors.mean() - exact) < 4 * errors.std() / np.sqrt(len(errors)) + 1e-12
 
 
+def spread_of_one(moment):
+    """What a single latent, or sample, contributes to the mean squared error, from the reported
+    errors."""
+    return (moment.stderr**2).sum() * moment.samples
+
+
+def price(matrix, d=np.inf):
+    """(tr M)² + ‖M‖²: of a normal sample or of a wiggle; with probes of length √d less."""
+    trace, square = np.trace(matrix) ** 2, (matrix**2).sum()
+    return trace + square if d == np.inf else (d * trace + (d - 2) * square) / (d + 2)
+
+
+def test_one_probe_a_latent_scatters_as_samples_do_and_two_latents_rows_not_at_all():
+    """thm-price, on a linear map of six latents, where all of it is an equality; a bend makes the
+    wiggle dearer."""
+    B, d, n = np.random.default_rng(4).standard_normal((3, 6)) / 2, 6, 40_000
+    C = B @ B.T
+    wiggle = wiggle_moment(lambda x: B @ x, KEY, (d,), n, "jvp", probes=1)
+    samples = dependence.sample_moment(np.random.default_rng(5).standard_normal((n, d)) @ B.T)
+    # 64 groups know a variance to 18 %; summed over entries that move together to about 15 %
+    assert spread_of_one(wiggle) == pytest.approx(price(C, d), rel=0.5)
+    assert spread_of_one(samples) == pytest.approx(price(C), rel=0.5)
+    assert price(C, d) >= price(C) / 2
+    exact = feature_covariance(lambda x: B @ x, KEY, (d,), 4)
+    assert spread_of_one(exact) < 1e-12 * price(C)
+
+    def bent(x):
+        y = B @ x
+        return y + y**2
+
+    dear = wiggle_moment(bent, KEY, (d,), n, "jvp", probes=1)
+    assert spread_of_one(dear) > 2 * price(
+        dear.matrix, d
+    )  # Jensen's inequality, and far from equal
+
+
+# --------------------------------------------------------------- C8: a wiggle, and the label of it
+
+
+def test_the_average_wiggle_contains_two_classes_and_a_typical_one_does_not():
+    """f = Δ tanh(ξ/δ) + A x: E[JJᵀ] = AAᵀ + ω ΔΔᵀ and Cov f = AAᵀ + τ ΔΔᵀ, by quadrature. As the
+    border sharpens the average turns to Δ, wiggles of length one to those of a class."""
+    A, jump = np.linalg.cholesky(np.array([[1, -0.6], [-0.6, 1]])), np.ones(2)
+
+    def classes(x, delta):
+        return jump * jnp.tanh(x[0] / delta) + A @ x[1:]
+
+    grid = np.linspace(-9, 9, 200_001)
+    density = np.exp(-(grid**2) / 2)
+    tanh = np.tanh(grid / 0.4)
+    omega, tau = (density @ y / density.sum() for y in ((1 - tanh**2) ** 2 / 0.16, tanh**2))
+    exact = {wiggle_moment: omega, feature_covariance: tau}
+    for estimator, coefficient in exact.items():
+        found = estimator(lambda x: classes(x, 0.4), KEY, (3,), 20_000)
+        assert np.abs(scores(found, A @ A.T + coefficient * np.outer(jump, jump))).max() < 4
+        for other in {omega, tau, 0.0} - {coefficient}:
+            assert np.abs(scores(found, A @ A.T + other * np.outer(jump, jump))).max() > 10
+
+    def correlation(rows):
+        return np.corrcoef(rows.T)[0, 1]
+
+    x, z = jax.random.normal(KEY, (2, 20_000, 3))
+    push = jax.jit(jax.vmap(lambda x, z: cdelta.jacobian.jvp(lambda x: classes(x, 0.005), x, z)))
+    wiggles, within = np.asarray(push(x, z)), np.asarray(z[:, 1:]) @ A.T
+    one, alone = (w / np.linalg.norm(w, axis=1)[:, None] for w in (wiggles, within))
+    assert correlation(wiggles) > 0.9 and correlation(within) < -0.5
+    assert abs(correlation(one) - correlation(alone)) < 0.05
+
+
 # ------------------------------------------------------------------------------ C4: what is held
 
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from cdelta import ledger
 
@@ -136,6 +137,48 @@ def test_across_refuses(values, stderrs):
         ledger.across(values, stderrs)
 
 
+@pytest.mark.parametrize(("hits", "trials"), [(0, 5), (3, 8), (8, 8), (17, 20), (72, 72)])
+def test_a_share_has_the_exact_interval_of_its_trials(hits, trials):
+    value, error = ledger.share(np.int64(hits), trials)
+    exact = scipy.stats.binomtest(hits, trials).proportion_ci(0.95, method="exact")
+    assert value == hits / trials
+    # 1e-12: two ways to the same quantile
+    assert max(value - exact.low, exact.high - value) == pytest.approx(2 * error, abs=1e-12)
+
+
+@pytest.mark.parametrize("trials", [3, 8, 40])
+def test_two_standard_errors_of_a_share_cover_it_however_few_the_trials(trials):
+    """Summed over all outcomes, exactly; the error of a normal law, which is 0 where all trials are
+    hits, does not."""
+    outcomes = np.arange(trials + 1)
+    found = np.array([ledger.share(k, trials) for k in range(trials + 1)])
+    normal = np.sqrt(found[:, 0] * (1 - found[:, 0]) / trials)
+
+    def covered(truth, errors):
+        within = np.abs(found[:, 0] - truth) <= 2 * errors
+        return scipy.stats.binom.pmf(outcomes, trials, truth)[within].sum()
+
+    truths = np.linspace(0.01, 0.99, 99)
+    assert min(covered(truth, found[:, 1]) for truth in truths) >= 0.95
+    assert min(covered(truth, normal) for truth in truths) < 0.7
+    # and it is no wider than that asks for: on the side of the missing hits
+    assert (1 - 2 * ledger.share(trials, trials)[1]) ** trials == pytest.approx(0.025, rel=1e-9)
+
+
+def test_all_of_few_trials_decide_no_high_share(record):
+    right = ledger.share(8, 8)
+    assert ledger.decide("C10", "orders", right[0], (0.95, None), stderr=right[1]) == "undecided"
+    right = ledger.share(72, 72)
+    assert ledger.decide("C10", "orders", right[0], (0.95, None), stderr=right[1]) == "holds"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("hits", "trials"), [(9, 8), (-1, 8), (0, 0), (0.5, 8), (1, 8.0)])
+def test_what_is_no_share_is_refused(hits, trials):
+    with pytest.raises(ValueError, match="whole number"):
+        ledger.share(hits, trials)
+
+
 @pytest.mark.parametrize(
     ("value", "stderr", "bound", "outcome"),
     [
@@ -234,6 +277,26 @@ def test_read_collects_the_records_of_a_folder(tmp_path):
     assert ledger.read(tmp_path) == [{"notebook": "01_a", "profile": "book", **entry}] * 2
     with pytest.raises(ValueError, match="folder"):
         ledger.read(tmp_path / "nowhere")
+
+
+def test_kept_measurements_are_those_of_their_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "RECORDS", tmp_path)
+    (tmp_path / "speed.jsonl").write_text(
+        '{"way": "ours", "R²": 0.5}\n{"way": "theirs"}\n', "utf-8"
+    )
+    assert ledger.kept("speed") == [{"way": "ours", "R²": 0.5}, {"way": "theirs"}]
+    with pytest.raises(ValueError, match="name must be one of speed, got 'sped'"):
+        ledger.kept("sped")
+
+
+def test_measurements_say_when_and_with_what_they_were_made():
+    first = {"made": "2026-11-26", "versions": {"jax": "0.10.2", "numpy": "2.4.6"}}
+    later = {"made": "2026-12-01", "versions": {"jax": "0.9.1", "numpy": "2.4.6"}}
+    assert ledger.made([first, first]) == "on 2026-11-26, with jax 0.10.2, numpy 2.4.6"
+    said = ledger.made(iter([later, first]))
+    assert said == "from 2026-11-26 to 2026-12-01, with jax 0.10.2 and 0.9.1, numpy 2.4.6"
+    with pytest.raises(ValueError, match="rows must be"):
+        ledger.made([])
 
 
 @pytest.mark.parametrize(

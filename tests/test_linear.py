@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdelta import linear
+from cdelta import jacobian, linear
 
 TIMES = [0.0, 0.3, 0.8, 1.0]
 
@@ -76,8 +76,11 @@ def test_probe_covariance_matches_filtered_probes():
 
 
 def test_a_squared_feature_is_invisible_at_the_origin():
-    square = jax.jacfwd(lambda z: z**2)
-    np.testing.assert_array_equal(square(jnp.zeros(4)), np.zeros((4, 4)))
+    def square(z):
+        return z**2
+
+    np.testing.assert_array_equal(jacobian.rows(square, jnp.zeros(4)), np.zeros((4, 4)))
+    np.testing.assert_array_equal(jacobian.rows(square, jnp.ones(4)), 2 * np.eye(4))
     samples = np.asarray(jax.random.normal(jax.random.key(6), (200_000,))) ** 2
     stderr = np.sqrt(((samples - samples.mean()) ** 2).var() / samples.size)
     assert abs(samples.var() - 2) < 4 * stderr

@@ -85,6 +85,16 @@ def test_pytorch_joins_what_is_locked_and_its_tests_run(make):
     assert script[-2:] == ["make test", "exec make torch"]
 
 
+def test_dowhy_has_an_environment_of_its_own_and_its_test_runs(make):
+    peers = make.root / "build/peers/bin"
+    peers.mkdir(parents=True)
+    shutil.copy(make.root / ".venv/bin/python", peers)
+    environment, install, tests = make("peers")
+    assert environment == "a book: python -m venv build/peers"
+    assert "pip install" in install and " -e . dowhy==" in install and "requirements" not in install
+    assert tests == "a book: python -m pytest -q tests/causal/test_flows.py -k another_library"
+
+
 def test_clean_finds_every_cache(make):
     for name in ("book/__pycache__", "notebooks/.ipynb_checkpoints", "cdelta"):
         (make.root / name).mkdir()

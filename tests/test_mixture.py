@@ -154,6 +154,33 @@ def test_one_component_is_the_gaussian_flow(t):
     )
 
 
+@pytest.mark.parametrize("t", [0.0, 0.4, 0.9])
+def test_the_table_of_jacobians_under_intervention_and_observation(t):
+    """Table 1 (T13). A linear map and a Gaussian: one matrix at every place, seen or held. A
+    mixture: what is held is the component's, what is seen changes from place to place."""
+    _, target = laws.pair_mixture(36, 3)
+    source, M = Gaussian.standard(3), jnp.linalg.cholesky(target.covs[0])
+    S = M @ M.T
+    linear = np.asarray(
+        (t * S - (1 - t) * jnp.eye(3)) @ jnp.linalg.inv((1 - t) ** 2 * jnp.eye(3) + t**2 * S)
+    )
+    single = GaussianMixture(jnp.ones(1), target.means[:1], S[None])
+    for x in points(3):
+        seen = mixture.velocity_jacobian(t, x, source, single)
+        np.testing.assert_allclose(seen, linear, atol=1e-12)
+        held = mixture.component_jacobians(t, source, single)[0]
+        np.testing.assert_allclose(held, linear, atol=1e-12)
+    held = np.asarray(mixture.component_jacobians(t, source, target))
+    np.testing.assert_allclose(held[0], linear, atol=1e-12)
+    seen = np.stack([mixture.velocity_jacobian(t, x, source, target) for x in points(3)])
+    apart = np.linalg.norm(seen[:, None] - held, axis=(2, 3))
+    if t:  # at the beginning all of them are -I
+        assert np.linalg.norm(seen - seen[0], axis=(1, 2))[1:].max() > 0.1
+        assert apart.min(1).max() > 0.1
+    else:
+        np.testing.assert_allclose(apart, 0, atol=1e-12)
+
+
 def test_endpoints():
     source, target = laws.pair_mixture(34, 3)
     for x in points(3):

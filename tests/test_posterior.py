@@ -155,7 +155,7 @@ def test_gaussian_target_agrees_with_its_own_module(t):
 
 @pytest.mark.parametrize("kind", ["isotropic", "dense"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_endpoints_are_finite(kind, target):
+def test_endpoints_are_those_of_the_theorem(kind, target):
     source, target = sources()[kind], TARGETS[target]()
     x, probe = jnp.array([0.4, -0.2, 1.0]), jnp.array([1.0, 0.5, -0.3])
     mean = target.mean

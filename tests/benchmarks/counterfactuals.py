@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ PERCENTILES = (25, 50, 75)
 
 def main():
     from cdelta import causal
+    from tests.benchmarks import _record  # not in the peer's Python
 
     names = os.environ.get("MODELS", " ".join(causal.PUBLISHED)).split()
-    seeds = [int(seed) for seed in os.environ.get("SEEDS", "0 1 2").split()]
+    seeds = _record.seeds("0 1 2")
     peer = os.environ.get("PEER_PYTHON")
     for name in names:
         for seed in seeds:
@@ -44,7 +46,7 @@ def main():
 
 
 def record():
-    from tests.benchmarks._record import Record  # not in the peer's Python
+    from tests.benchmarks._record import Record
 
     return Record("counterfactuals", ("model", "seed", "way"))
 
@@ -74,13 +76,14 @@ def measure(model, name, seed, ways, peer):
     truth = true_counterfactuals(model, test, changes)
     for way in ways:
         if way == "ours":
-            found, cpu = ours(model, seed, train, held_out, test, changes)
+            found, cpu, peers = *ours(model, seed, train, held_out, test, changes), {}
         else:
-            found, cpu = theirs(peer, way, model, seed, train, test, changes)
+            found, cpu, peers = theirs(peer, way, model, seed, train, test, changes)
         norms = np.linalg.norm((found - truth) / train.std(0), axis=2)
         record().keep(
             model=name, seed=seed, way=way, cpu=round(cpu, 2),
             rms=float(np.sqrt(np.nanmean(norms**2))), median=float(np.nanmedian(norms)),
+            **peers,
         )  # fmt: skip
 
 
@@ -130,7 +133,7 @@ def theirs(peer, way, model, seed, train, test, changes):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         with np.load(result) as found:
-            return found["found"], float(found["cpu"])
+            return found["found"], float(found["cpu"]), {"peer": str(found["peer"])}
 
 
 def peer_fit(way, seed, given, result):
@@ -164,7 +167,8 @@ def peer_fit(way, seed, given, result):
         for k, value in zip(data["features"], data["values"], strict=True):
             aim = float((value - mean[k]) / scale[k])
             found.append(flow().compute_counterfactual(test, int(k), aim).numpy() * scale + mean)
-    np.savez(result, found=np.stack(found), cpu=cpu)
+    peer = ", ".join(f"{name} {metadata.version(name)}" for name in ("causalflows", "torch"))
+    np.savez(result, found=np.stack(found), cpu=cpu, peer=peer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ additive-noise model (Hoyer et al., 2008, with HSIC as in Mooij et al., 2016: of
 the one with the more independent residual) and IGCI (Janzing et al., 2012: the cause has the larger
 entropy, uniform reference). Errors are those of a binomial share; the weighted share counts data
 sets, not pairs. At most 1000 samples a pair, 300 for HSIC.
+
+The shares are kept in ``build/pairs.jsonl``, a line a method and one for the proteins, and are not
+measured again.
 """
 
 import os
@@ -17,7 +20,9 @@ import numpy as np
 
 from cdelta import causal
 from cdelta.datasets import pairs
+from tests.benchmarks import _record
 
+RECORD = _record.Record("pairs", ("method",))
 VALUES, LEAST, SAMPLES, KERNEL_SAMPLES = 20, 100, 1000, 300
 
 
@@ -90,25 +95,37 @@ def enough(pair):
     return values >= VALUES and len(pair.cause) >= LEAST
 
 
-def report(results, weights):
-    """Shares right, of all and of the half that each method is surest of."""
-    weights = np.asarray(weights, float)
-    weights = weights / weights.sum()
-    print(f"{len(results)} pairs, {1 / (weights**2).sum():.0f} of them by weight")
-    print(f"{'':12}{'right':>16}{'weighted':>16}{'surest half':>16}{'CPU s a pair':>14}")
-    for name in METHODS:
-        says = np.array([result[name][0] for result in results])
-        right, half = says > 0, np.abs(says) >= np.median(np.abs(says))
-        seconds = np.median([result[name][1] for result in results])
-        columns = [share(right, np.ones(len(says))), share(right, weights)]
-        columns += [share(right[half], np.ones(half.sum()))]
-        print(f"{name:12}{''.join(f'{column:>16}' for column in columns)}{seconds:14.2f}")
+def shares(name, results, weights):
+    """Of one method: shares right, of all, by weight, and of the half that it is surest of, with
+    their errors."""
+    says = np.array([result[name][0] for result in results])
+    right, half = says > 0, np.abs(says) >= np.median(np.abs(says))
+    alike = np.ones(len(says))
+    found = {"pairs": len(says), "by_weight": weights.sum() ** 2 / (weights**2).sum()}
+    for what, (hits, weight) in {
+        "right": (right, alike),
+        "weighted": (right, weights),
+        "surest": (right[half], alike[half]),
+    }.items():
+        found[what], found[f"{what}_stderr"] = share(hits, weight)
+    return found | {"cpu": np.median([result[name][1] for result in results])}
 
 
 def share(right, weights):
     weights = weights / weights.sum()
     mean = (weights * right).sum()
-    return f"{mean:.3f} ± {np.sqrt(mean * (1 - mean) * (weights**2).sum()):.3f}"
+    return mean, np.sqrt(mean * (1 - mean) * (weights**2).sum())
+
+
+def report(kept):
+    print(f"{'':12}{'right':>16}{'weighted':>16}{'surest half':>16}{'CPU s a pair':>14}")
+    for name in METHODS:
+        row = kept[name,]
+        columns = [
+            f"{row[k]:.3f} ± {row[f'{k}_stderr']:.3f}" for k in ("right", "weighted", "surest")
+        ]
+        print(f"{name:12}{''.join(f'{column:>16}' for column in columns)}{row['cpu']:14.2f}")
+    print("proteins:", *(f"{name} {value}," for name, value in kept["proteins",].items()))
 
 
 def proteins(source):
@@ -123,12 +140,17 @@ def proteins(source):
         return np.mean(place[causes] < place[effects])
 
     rng = np.random.default_rng(1)
-    random = [forward(rng.permutation(len(names))) for _ in range(4000)]
+    random = np.array([forward(rng.permutation(len(names))) for _ in range(4000)])
     value = forward(found.order)
-    print(f"proteins: {value:.2f} of {len(causes)} edges forward, decided: {found.decided}")
-    print(f"  random orders {np.mean(random):.2f} ± {np.std(random):.2f},", end=" ")
-    print(f"as good or better {np.mean(np.array(random) >= value):.3f}")
-    print("  order:", ", ".join(names[i] for i in found.order))
+    return {
+        "edges": len(causes),
+        "forward": value,
+        "decided": found.decided,
+        "random": random.mean(),
+        "random_spread": random.std(),
+        "random_as_good": np.mean(random >= value),
+        "order": [names[i] for i in found.order],
+    }
 
 
 def main():
@@ -142,9 +164,14 @@ def main():
     print(f"left out: {len(known) - len(found)} of {len(known)}, fewer than {VALUES} values a side")
     print(f"  or {LEAST} samples")
     numbers = pairs.sources(found)
-    results = [measure(pair, seed) for seed, pair in enumerate(found)]
-    report(results, [1 / numbers.count(number) for number in numbers])
-    proteins(source)
+    if not RECORD.measured().keys() >= {(name,) for name in METHODS}:
+        results = [measure(pair, seed) for seed, pair in enumerate(found)]
+        weights = np.array([1 / numbers.count(number) for number in numbers])
+        for name in METHODS:
+            RECORD.keep(method=name, of=len(known), **shares(name, results, weights))
+    if ("proteins",) not in RECORD.measured():
+        RECORD.keep(method="proteins", **proteins(source))
+    report(RECORD.measured())
 
 
 if __name__ == "__main__":

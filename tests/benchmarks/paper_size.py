@@ -20,9 +20,9 @@ import optax
 from flax import nnx
 
 from cdelta import Flow, Gaussian, dependence, networks, training
-from tests.benchmarks._record import Record
+from tests.benchmarks import _record
 
-RECORD = Record("paper_size", ("way", "objective", "seed"))
+RECORD = _record.Record("paper_size", ("way", "objective", "seed"))
 RHO, POINTS, BATCH, LATENTS = 0.55, 1000, 64, 100
 
 
@@ -52,7 +52,7 @@ OBJECTIVES = {"velocity": training.loss, "target": training.target_loss}
 def main():
     chosen = os.environ.get("WAYS")
     ways = [way for way in WAYS if chosen is None or way in chosen.split(";")]
-    seeds = [int(seed) for seed in os.environ.get("SEEDS", "0 1 2").split()]
+    seeds = _record.seeds("0 1 2")
     for way in ways:
         for objective in OBJECTIVES:
             for seed in seeds:

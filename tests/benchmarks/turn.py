@@ -22,9 +22,9 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 from cdelta import Flow, causal, networks, training
-from tests.benchmarks._record import Record
+from tests.benchmarks import _record
 
-RECORD = Record("turn", ("model", "seed"))
+RECORD = _record.Record("turn", ("model", "seed"))
 SAMPLES, STEPS, TEST, PAIRS = 25_000, 1500, 60, 400
 PERCENTILES = (25, 75)
 
@@ -46,7 +46,7 @@ def model_of(name):
 
 def main():
     names = os.environ.get("MODELS", " ".join([*causal.PUBLISHED, "triangle-mild"])).split()
-    seeds = [int(seed) for seed in os.environ.get("SEEDS", "0 1 2").split()]
+    seeds = _record.seeds("0 1 2")
     for seed in seeds:
         for name in names:
             if (name, seed) not in RECORD.measured():

@@ -53,6 +53,7 @@ def test_counterfactuals_and_interventions_are_those_of_the_linear_model(flow, s
     for change in ({2: 1.0}, {0: -1.0}, {2: 0.5, 0: 2.0}, {2: Shift(1.5)}, {0: Shift(-1), 1: 0.3}):
         exact = np.stack([MODEL.counterfactual(row, change) for row in some])
         close(flow.counterfactual(some, change), exact, 0.05)
+        assert np.abs(exact - some).max(0)[1] > 0.3  # the samples left alone would be found
     named = flow.counterfactual(some, {"z": 0.5, "x": 2.0})
     close(named, flow.counterfactual(some, {2: 0.5, 0: 2.0}), 0)
     close(flow.counterfactual(some[3], "z", 0.5), flow.counterfactual(some, {"z": 0.5})[3], 1e-5)
@@ -289,6 +290,7 @@ def test_half_and_double_precision_and_transformations(flow, samples):
 
 
 def test_do_agrees_with_another_library(samples):
+    """Where DoWhy is installed: ``make peers``."""
     gcm = pytest.importorskip("dowhy.gcm")
     networkx, pandas = pytest.importorskip("networkx"), pytest.importorskip("pandas")
     model = gcm.InvertibleStructuralCausalModel(

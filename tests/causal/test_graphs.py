@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdelta import causal
+from cdelta import causal, dependence
 
 FIRST, SECOND, THIRD = 0, 1, 2  # the i, j and k of C6
 
@@ -88,6 +88,53 @@ def test_a_mediator_and_a_common_cause_can_have_one_law():
         fork.do(FIRST, 1.0).mean[SECOND] == 0
         and abs(chain.do(FIRST, 1.0).mean[SECOND] - back * 0.6) < 1e-14
     )
+
+
+def pair_of(moment):
+    """Of i and j: the covariance, and the correlation."""
+    cov = np.asarray(moment)[:THIRD, :THIRD]
+    return cov, cov[0, 1] / np.sqrt(cov[0, 0] * cov[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("model", "agrees"),
+    [
+        (causal.common_cause(0.9, -1.3), True),
+        (causal.mediator(0.9, -1.3), True),
+        (causal.mediator(0.9, -1.3, direct=0.8), False),
+        (causal.collider(0.9, -1.3), False),
+    ],
+)
+def test_what_is_held_correlates_as_under_do_at_common_causes_and_plain_mediators_alone(
+    model, agrees
+):
+    """The filter's limit on each graph, against the model with the equation of k replaced."""
+    held = dependence.held_moment(model, jax.random.key(0), (3,), 2, THIRD, progress=False)
+    (_, r), (_, done), (_, whole) = map(pair_of, (held.matrix, model.do(THIRD, 0.7).cov, model.cov))
+    if agrees:  # and nothing held does not
+        assert abs(r - done) < 1e-12 and abs(whole - done) > 0.3
+    else:
+        assert abs(r - done) > 0.1
+
+
+def test_holding_tells_no_mediator_from_a_common_cause_and_an_intervention_leaves_colliders_alone():
+    """The twins of one law: what is held is the same, what the intervention leaves is each model's
+    own; at a collider do_moment finds no correlation, where holding makes one."""
+    fork = causal.common_cause(0.8, 0.6)
+    back = 0.8 / (0.8**2 + 1)
+    noise = jnp.array([np.sqrt(0.8**2 + 1), 1.0, np.sqrt(1 - 0.8 * back)])
+    models = [(fork, ()), (causal.mediator(back, 0.6, noise=noise), (FIRST,))]
+    models += [(causal.collider(0.9, -1.3), (FIRST, SECOND))]
+    held, done = [], []
+    for model, parents in models:
+        at = (model, jax.random.key(0), (3,), 2, THIRD)
+        held += [dependence.held_moment(*at, progress=False).matrix]
+        done += [dependence.do_moment(*at, parents, progress=False).matrix]
+        truth = model.do(THIRD, 0.0).cov
+        np.testing.assert_allclose(pair_of(done[-1])[0], pair_of(truth)[0], atol=1e-12)
+    np.testing.assert_allclose(held[0], held[1], atol=1e-12)
+    assert np.abs(done[0] - done[1])[FIRST, FIRST] > 0.3
+    assert abs(pair_of(held[2])[1]) > 0.3 and abs(pair_of(done[2])[1]) < 1e-12
 
 
 def test_effects_and_noises_are_those_asked_for():

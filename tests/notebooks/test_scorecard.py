@@ -3,6 +3,7 @@ build."""
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import shutil
@@ -57,9 +58,80 @@ def test_evidence_of_a_claim_is_there(claim_id):
     tree = ast.parse((ROOT / path).read_text("utf-8"))
     (test,) = (node for node in tree.body if getattr(node, "name", None) == name)
     assert path.startswith("tests/") and name.startswith("test_")
-    assert any(isinstance(node, ast.Assert) for node in ast.walk(test)) or "assert_" in ast.unparse(
-        test
+    asserts = any(isinstance(node, ast.Assert) for node in ast.walk(test))
+    assert asserts or any(chain[-1].startswith("assert_") for chain in used_by(name, tree))
+
+
+def chains(tree):
+    """Names and dotted names of a syntax tree, as lists of their parts."""
+    for node in ast.walk(tree):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts, node = [node.attr, *parts], node.value
+        if isinstance(node, ast.Name):
+            yield [node.id, *parts]
+
+
+def names_it(chain, space, wanted):
+    """Whether a dotted name, looked up in a namespace, passes through the object wanted."""
+    found = space.get(chain[0])
+    for part in chain[1:]:
+        if found is wanted:
+            return True
+        found = getattr(found, part, None)
+    return found is wanted
+
+
+def used_by(name, source):
+    """The dotted names in a test, and in the helpers and fixtures of its own file that it uses."""
+    own = {}
+    for node in source.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own[node.name] = node
+        elif isinstance(node, ast.Assign):
+            own |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+    seen, waiting = set(), [name]
+    while waiting:
+        if (here := waiting.pop()) in own and here not in seen:
+            seen.add(here)
+            for chain in chains(own[here]):
+                yield chain
+                waiting.append(chain[0])
+            if isinstance(own[here], ast.FunctionDef):
+                waiting += [argument.arg for argument in own[here].args.args]
+
+
+def function_of(claim):
+    module, _, name = claim["function"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("claim_id", [k for k, claim in CLAIMS.items() if "function" in claim])
+def test_the_test_of_a_claim_calls_the_function_that_computes_it(claim_id):
+    """By the object that its names stand for, not by their spelling."""
+    path, name = CLAIMS[claim_id]["test"].split("::")
+    space = vars(importlib.import_module(path.removesuffix(".py").replace("/", ".")))
+    used = used_by(name, ast.parse((ROOT / path).read_text("utf-8")))
+    wanted = function_of(CLAIMS[claim_id])
+    assert any(names_it(chain, space, wanted) for chain in used), CLAIMS[claim_id]["function"]
+
+
+@pytest.mark.parametrize("claim_id", [k for k, claim in CLAIMS.items() if "function" in claim])
+def test_the_chapter_of_a_claim_names_the_function_that_computes_it(claim_id):
+    """In its code, by the object that a name there stands for, or by its full name in the text."""
+    claim = CLAIMS[claim_id]
+    (chapter,) = (ROOT / "notebooks").glob(f"{claim['chapter']}_*.md")
+    text = chapter.read_text("utf-8")
+    cells = re.findall(
+        r"^```\{code-cell\}[^\n]*\n(?:---\n.*?\n---\n)?(.*?)^```$", text, re.S | re.M
     )
+    tree, space = ast.parse("".join(cells)), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), chapter.name, "exec"), space)
+    wanted = function_of(claim)
+    named = any(names_it(chain, space, wanted) for chain in chains(tree))
+    assert named or f"`{claim['function']}`" in text, claim["function"]
 
 
 def rows(text):
@@ -71,7 +143,7 @@ def rows(text):
 def test_every_claim_of_the_paper_and_of_this_project_is_listed():
     counts = {"T": 18, "E": 8, "L": 9, "C": 16}
     numbered = [f"{letter}{i + 1}" for letter, count in counts.items() for i in range(count)]
-    assert sorted(CLAIMS) == sorted([*numbered, "E6'", "C3'"])
+    assert sorted(CLAIMS) == sorted([*numbered, "E6'", "C3'", "C11'"])
     needed = {"statement", "where", "chapter", "origin"}
     for claim in CLAIMS.values():
         assert needed <= set(claim) <= {*needed, *EVIDENCE, "decided_by", "not_run"}
@@ -100,10 +172,14 @@ HOLDS, FAILS, UNDECIDED = (decided(outcome) for outcome in ("holds", "fails", "u
         ("paper", [HOLDS, UNDECIDED], "in part"),
         ("project", [HOLDS, FAILS], "in part"),
         ("paper", [UNDECIDED, PASSED], "undecided"),
-        ("paper", [FAILS, UNDECIDED, PASSED], "undecided"),
+        ("project", [UNDECIDED, UNDECIDED], "undecided"),
+        # one decisive failure makes a conjunction false, whatever is undecided beside it
+        ("paper", [FAILS, UNDECIDED, PASSED], "corrected"),
+        ("paper", [UNDECIDED, FAILS, UNDECIDED], "corrected"),
         ("paper", [FAILS, FAILS, PASSED], "corrected"),
-        # false as stated, and nothing measured in its place
-        ("paper", [FAILS], "undecided"),
+        ("paper", [FAILS], "corrected"),
+        ("paper", [FAILS, UNDECIDED, HOLDS], "in part"),
+        ("paper", [FAILS, MISSED], "missed"),
     ],
 )
 def test_verdict_follows_from_what_was_measured(origin, records, outcome):
@@ -122,6 +198,21 @@ def test_a_claim_is_undecided_without_the_measurement_that_it_names():
     assert companion.verdict(claim, [PASSED, HOLDS]) == "reproduced"
     assert companion.verdict(claim, [PASSED, FAILS]) == "corrected"
     assert companion.verdict(claim, [PASSED, decided("holds", "another")]) == "in part"
+    assert companion.verdict(claim, [PASSED, decided("fails", "another")]) == "corrected"
+
+
+def test_a_verdict_is_one_of_six():
+    """Besides, a claim that nothing has measured is open, and a missed check stops the build."""
+    published = {"reproduced", "in part", "undecided", "corrected", "derived", "not run here"}
+    assert set(companion.VERDICTS) == published | {"open", "missed"}
+    outcomes = (HOLDS, FAILS, UNDECIDED)
+    kinds = [
+        companion.verdict({"origin": origin}, [PASSED, *chosen])
+        for origin in ("paper", "question", "project")
+        for count in range(4)
+        for chosen in itertools.product(outcomes, repeat=count)
+    ]
+    assert set(kinds) == published - {"not run here"}
 
 
 def test_scorecard_shows_what_was_measured():
@@ -175,7 +266,7 @@ def test_scorecard_shows_what_was_decided_and_beside_what():
     row = rows(companion.scorecard(CLAIMS, [decision], {"01_a": "A"}))["E5"]
     assert "an error: [0.650 ± 0.020]{.cd-number} asked ≥ 0.8: **fails**" in row
     assert "beside it, another digit: [0.520 ± 0.031]{.cd-number}" in row
-    assert "[undecided]" in row and "missed" not in row
+    assert "[corrected]" in row and "missed" not in row
 
 
 def test_scorecard_leads_from_a_claim_to_theorem_function_and_test():
