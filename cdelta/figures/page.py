@@ -10,14 +10,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
+from matplotlib.cm import ScalarMappable
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from cdelta._text import describe
-from cdelta.figures.panels import shared_axis, windows
-from cdelta.figures.style import SMALLEST, THEMED
+from cdelta.figures.panels import ROOM, shared_axis, windows
+from cdelta.figures.style import DIVERGING, SEQUENTIAL, SMALLEST, THEMED
 
 # A picture is what it is in both themes; in a heat map, and in what else is rasterised, the dark
 # theme's colours are lighter (figures.css)
@@ -28,22 +30,45 @@ _INLINE = (
     "max-width:{width:g}pt;width:100%;height:auto;overflow:visible;"
     "stroke-linejoin:round;stroke-linecap:butt"
 )
-# A window onto a part of it: cut at its edges
-_PANEL = _INLINE.replace("overflow:visible", "overflow:hidden")
+# What a narrow screen shows in its place: windows onto it, cut at their edges, or a second drawing;
+# a screen reader has met it already
+_PANEL = "display:none;" + _INLINE.replace("overflow:visible", "overflow:hidden")
+_SECOND = "display:none;" + _INLINE
+_HIDDEN = 'class="cd-panel" aria-hidden="true"'
 
 
-def show(fig: Figure, *, caption: str, alt: str, opening: bool = False) -> None:
+def show(
+    fig: Figure,
+    *,
+    caption: str,
+    alt: str,
+    narrow: tuple[float | int, float | int] | None = None,
+    opening: bool = False,
+) -> None:
     r"""Display a figure as an HTML ``<figure>`` with an inline SVG, and close it.
+
+    ``narrow``: width and height in inches of a second drawing of the same figure, laid out anew,
+    which a phone shows instead of the first: where that is one wide panel, whose text would be too
+    small there. At most 4.8 inches wide, so that no text on a phone has fewer than 9 pixels.
+    (Without it, and with several panels, a phone shows the panels of the first one under the
+    other.)
 
     ``opening``: also keep it under the name "opening", for a chapter whose first lines show it
     (``{glue} opening``) although it is computed further below (in a cell tagged ``remove-output``).
 
     ``caption`` is simple HTML, with TeX between ``\(`` and ``\)`` (write ``\lt`` for <); ``alt`` is
     plain text that says what a reader sees, for one who does not. Raises ValueError when either is
-    empty.
+    empty, and when ``narrow`` is wider than a phone or than the figure.
     """
     described(caption, alt)
-    svg, prefix = drawn(fig, alt, caption)
+    if narrow is not None:
+        width, height = narrow
+        widest = min(72 * fig.get_figwidth(), ROOM) / 72
+        if not (0 < width <= widest and height > 0):
+            raise ValueError(
+                f"narrow must be (width, height) in inches, at most {widest:.2f} wide, got {narrow}"
+            )
+    svg, prefix = drawn(fig, alt, caption, narrow=narrow)
     present(framed(prefix, svg, "", caption), f"[figure: {alt}]", opening)
 
 
@@ -137,13 +162,18 @@ def described(caption: str, alt: str) -> None:
 
 
 def drawn(
-    fig: Figure, alt: str, salt: str, edit: Callable[[str], str] = lambda svg: svg
+    fig: Figure,
+    alt: str,
+    salt: str,
+    edit: Callable[[str], str] = lambda svg: svg,
+    narrow: tuple[float | int, float | int] | None = None,
 ) -> tuple[str, str]:
     """The figure as a themed inline SVG, and the prefix that makes its ids its own.
 
-    Windows onto its panels follow it, for narrow screens (``figures.css`` shows them there): they
-    use what it holds, so that what moves in it moves in them. ``edit`` may change matplotlib's SVG
-    while the figure still has its layout; ``salt`` tells figures of the same drawing apart.
+    What a narrow screen shows instead follows it (``figures.css`` shows it there): a second drawing
+    where ``narrow`` is its size, else windows onto the first's panels, which use what it holds, so
+    that what moves in it moves in them. ``edit`` may change matplotlib's SVG while the figure still
+    has its layout; ``salt`` tells figures of the same drawing apart.
     """
     for text in fig.findobj(Text):
         if text.get_visible() and text.get_text() and text.get_fontsize() < SMALLEST:
@@ -151,47 +181,98 @@ def drawn(
                 f"text in a figure must have at least {SMALLEST} points, "
                 f"got {text.get_fontsize():g} of {text.get_text()!r}"
             )
+    _in_both_themes(fig)
     # The constrained layout needs a second pass to settle: without this one the file would depend
     # on whether the figure had been drawn before.
     fig.draw_without_rendering()
-    panels = [(panel, shared_axis(fig, panel)) for panel in windows(fig)]
-    for number, image in enumerate(fig.findobj(AxesImage)):
-        # what has its own colours, or shades of grey, is the same in both themes
-        own = np.ndim(image.get_array()) == 3 or image.get_cmap().name in ("gray", "magma")
-        image.set_gid(f"{PHOTOGRAPH if own else HEAT}-{number}")
-    file = StringIO()
-    fig.savefig(file, format="svg")
-    svg = edit(file.getvalue())
+    panels = [] if narrow else [(panel, shared_axis(fig, panel)) for panel in windows(fig)]
+    svg = _themed(edit(_written(fig)))
+    if narrow:
+        fig.set_size_inches(*narrow)
+        fig.draw_without_rendering()
+        second = _themed(_written(fig))
     plt.close(fig)
 
-    svg = re.sub(
-        rf' id="({PHOTOGRAPH}|{HEAT})-\d+"', lambda match: f' class="{match[1]}"', _body(svg)
-    )
-    width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups())
-    svg = re.sub(r'( d="[^"]*"| [xy]="[^"]*")', lambda match: _shorter(match[0]), svg)
-    for color, themed in THEMED.items():
-        # not where more digits follow: those are other colours, with an opacity of their own
-        svg = re.sub(color + r"(?![0-9a-f])", themed, svg, flags=re.I)
     # made from the content: two figures of a page never share an id, and a figure keeps its ids
     # when another is put before it
     prefix = "cd-" + hashlib.sha256((salt + svg).encode()).hexdigest()[:10]
     svg = _own_ids(svg, prefix)
-    # white space between elements: matplotlib indents, and none of it is seen
-    svg = re.sub(r">\s+<", "><", svg).strip()
-
+    group = f'<g id="{prefix}-whole">' if panels else ""
     # a screen reader meets one picture with a name, not hundreds of paths
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="{html.escape(alt)}" style="{_INLINE.format(width=width)}">'
-    )
-    if not panels:
-        return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1), prefix
-    head = head.replace("<svg ", '<svg class="cd-whole" ', 1) + f'<g id="{prefix}-whole">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
-    svg = svg.removesuffix("</svg>") + "</g></svg>"
+    told = f'role="img" aria-label="{html.escape(alt)}"'
+    kind = 'class="cd-whole" ' if panels or narrow else ""
+    svg = _headed(svg, kind + told, _INLINE, group)
     for panel, axis in panels:
         svg += _window(panel, axis, f'<use href="#{prefix}-whole"/>')
+    if narrow:
+        svg += _headed(_without(_own_ids(second, prefix), svg), _HIDDEN, _SECOND)
     return svg, prefix
+
+
+def _in_both_themes(fig: Figure) -> None:
+    """Name what is rasterised by how the dark theme has to show it (figures.css), and refuse what
+    it cannot: colours of a scale that is not the book's."""
+    for artist in fig.findobj(lambda artist: isinstance(artist, ScalarMappable)):
+        if artist.get_array() is None or np.ndim(artist.get_array()) == 3:
+            continue
+        if isinstance(artist, ContourSet) and artist.colors is not None:
+            continue  # its levels have colours of their own
+        own = ("gray",) if isinstance(artist, AxesImage) else ()
+        known = (*own, SEQUENTIAL.name, DIVERGING.name)
+        if artist.get_cmap().name not in known:
+            raise ValueError(
+                "a figure's colours must be figures.SEQUENTIAL or figures.DIVERGING (or gray, of "
+                f"an image), which both themes know, got {artist.get_cmap().name!r}"
+            )
+    for number, image in enumerate(fig.findobj(AxesImage)):
+        # what has its own colours, or shades of grey, is the same in both themes
+        own = np.ndim(image.get_array()) == 3 or image.get_cmap().name == "gray"
+        image.set_gid(f"{PHOTOGRAPH if own else HEAT}-{number}")
+
+
+def _written(fig: Figure) -> str:
+    """The figure as matplotlib writes it."""
+    file = StringIO()
+    fig.savefig(file, format="svg")
+    return file.getvalue()
+
+
+def _themed(svg: str) -> str:
+    """What a page needs of matplotlib's SVG, in the style sheet's colours."""
+    svg = re.sub(
+        rf' id="({PHOTOGRAPH}|{HEAT})-\d+"', lambda match: f' class="{match[1]}"', _body(svg)
+    )
+    svg = re.sub(r'( d="[^"]*"| [xy]="[^"]*")', lambda match: _shorter(match[0]), svg)
+    for color, themed in THEMED.items():
+        # not where more digits follow: those are other colours, with an opacity of their own
+        svg = re.sub(color + r"(?![0-9a-f])", themed, svg, flags=re.I)
+    # white space between elements: matplotlib indents, and none of it is seen
+    return re.sub(r">\s+<", "><", svg).strip()
+
+
+def _headed(svg: str, attributes: str, style: str, group: str = "") -> str:
+    """The drawing under an ``<svg>`` element of ours, in a group if it is named."""
+    box = re.search(r'viewBox="([^"]*)"', svg)[1]
+    width = float(box.split()[2])
+    box = " ".join(f"{float(number):g}" for number in box.split())
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {attributes} viewBox="{box}" '
+        f'style="{style.format(width=width)}">'
+    )
+    inside = svg[svg.index(">") + 1 :].removesuffix("</svg>")
+    return f"{head}{group}{inside}{'</g>' if group else ''}</svg>"
+
+
+def _without(second: str, first: str) -> str:
+    """A second drawing without the letters and marks that a first one on the same page has: ids
+    are made from what they name."""
+    known = set(re.findall(r' id="([^"]*)"', first))
+    second = re.sub(
+        r'<path id="([^"]*)"[^>]*/>|<clipPath id="([^"]*)">.*?</clipPath>',
+        lambda match: "" if (match[1] or match[2]) in known else match[0],
+        second,
+    )
+    return second.replace("<defs></defs>", "")
 
 
 def _window(
@@ -199,7 +280,7 @@ def _window(
 ) -> str:
     """A window onto a panel, and before it one onto the y axis that it shares with another."""
     x, y, wide, high = panel
-    head = '<svg xmlns="http://www.w3.org/2000/svg" class="cd-panel" aria-hidden="true" '
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {_HIDDEN} '
     if axis is None:
         box, inside, total = f"{x:.1f} {y:.1f} {wide:.1f} {high:.1f}", drawing, wide
     else:
@@ -211,8 +292,7 @@ def _window(
             f'viewBox="{start:.1f} {y:.1f} {width:.1f} {high:.1f}">{drawing}</svg>'
             for place, start, width in ((0, left, before), (before, x, wide))
         )
-    style = f"display:none;{_PANEL.format(width=total)}"
-    return f'{head}viewBox="{box}" style="{style}">{inside}</svg>'
+    return f'{head}viewBox="{box}" style="{_PANEL.format(width=total)}">{inside}</svg>'
 
 
 def _body(svg: str) -> str:

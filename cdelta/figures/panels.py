@@ -1,21 +1,25 @@
-"""Windows onto a figure, for a screen too narrow for all of it: its columns, one under the
-other."""
+"""Windows onto a figure, for a screen too narrow for all of it: its columns, one under the other,
+or some of a grid's at a time."""
 
 from collections.abc import Iterable
+from math import ceil
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 NARROW = 60.0  # points: a colour bar or a label at the side is no panel of its own
-MOST = 4  # columns: a grid of small pictures is read as a whole
+MOST = 4  # columns: more of them are a grid of small pictures
+ROOM = 350.0  # points: a phone's text is as many pixels wide, and no text has fewer than 9
 
 
 def windows(fig: Figure) -> list[tuple[float, float, float, float]]:
     """``(x, y, width, height)`` of each window, in points from the upper left corner.
 
-    One for each column of axes, and one for what stands above or below all of them. Empty when the
-    figure is one column or more than four. The figure must have been laid out.
+    One for each column of axes, and one for what stands above or below all of them. A grid of more
+    than four columns, with words on it, has one for as many columns as a phone has room for. Empty
+    when the figure is one column, or a grid without words. The figure must have been laid out.
     """
     height, scale = 72 * fig.get_figheight(), 72 / fig.dpi
     renderer = fig.canvas.get_renderer()
@@ -27,10 +31,16 @@ def windows(fig: Figure) -> list[tuple[float, float, float, float]]:
     axes = boxes(fig.axes)
     if not axes:
         return []
+    # a colour bar of all panels, say, stands below them as a text does
+    lone = [box for box in axes if _apart(box, [other for other in axes if other is not box])]
+    axes = [box for box in axes if not any(box is other for other in lone)]
     low, high = min(box.y0 for box in axes), max(box.y1 for box in axes)
-    around = boxes([*fig.texts, *fig.legends])
-    beside = [box for box in around if low < (box.y0 + box.y1) / 2 < high]
-    columns = _columns([*axes, *beside])
+    around = [*boxes([*fig.texts, *fig.legends]), *lone]
+    if grid := _grid(fig):
+        columns = _shares(grid, low, high)
+    else:
+        beside = [box for box in around if low < (box.y0 + box.y1) / 2 < high]
+        columns = _columns([*axes, *beside])
     if not 1 < len(columns) <= MOST or min(column.width for column in columns) < NARROW:
         return []
     above = [box for box in around if box.y0 + box.y1 >= 2 * high]
@@ -47,9 +57,15 @@ def windows(fig: Figure) -> list[tuple[float, float, float, float]]:
 def shared_axis(
     fig: Figure, window: tuple[float, float, float, float]
 ) -> tuple[float, float] | None:
-    """Where the numbers are of a y axis that a window's panel shares and does not write: ``(x,
-    width)`` in points, left of the panel that writes them. None when the panel has its own."""
+    """Where the numbers are of a y axis that a window's panel shares and does not write, or the
+    names of a grid's rows: ``(x, width)`` in points, left of the panel that writes them. None when
+    the panel has its own."""
     scale = 72 / fig.dpi
+    if grid := _grid(fig):
+        left, first = grid.names, grid.starts[0] - grid.beyond
+        middle = 72 * fig.get_figheight() - grid.middle
+        apart = window[0] > first and window[1] < middle < window[1] + window[3]
+        return (left - 2, first - left + 2) if apart and first - left > 4 else None
     for ax in fig.axes:
         middle = (ax.bbox.x0 + ax.bbox.x1) / 2 * scale
         if not ax.get_visible() or not window[0] < middle < window[0] + window[2] or _writes(ax):
@@ -60,6 +76,61 @@ def shared_axis(
                 left = other.get_tightbbox(fig.canvas.get_renderer()).x0 * scale - 2
                 return left, other.bbox.x0 * scale - left
     return None
+
+
+def _apart(box: Bbox, others: list[Bbox]) -> bool:
+    """Whether a box stands below all others, and under more than one of them."""
+    over = [other for other in others if other.x0 < box.x1 and box.x0 < other.x1]
+    return all(box.y1 <= other.y0 + 1 for other in others) and len(_columns(over)) > 1
+
+
+class _Grid(NamedTuple):
+    """Many columns of pictures of one size, in points."""
+
+    names: float  # where the names of the rows begin
+    starts: list[float]  # where the pictures do
+    width: float  # of one
+    beyond: float  # how far the words over a picture reach to its sides
+    middle: float  # half the height of one
+
+
+def _grid(fig: Figure) -> _Grid | None:
+    """None when the figure has four columns or fewer, or no words that a phone must show."""
+    scale, renderer = 72 / fig.dpi, fig.canvas.get_renderer()
+    shown = [ax for ax in fig.axes if ax.get_visible()]
+    width = max((ax.bbox.width for ax in shown), default=0.0)
+    pictures = [ax for ax in shown if ax.bbox.width > width - 1]  # no colour bars
+    starts = sorted({round(ax.bbox.x0) for ax in pictures})
+    if len(starts) <= MOST or not any(map(_words, pictures)):
+        return None
+    boxes = [(ax, ax.get_tightbbox(renderer)) for ax in pictures]
+    names = min(box.x0 for ax, box in boxes if round(ax.bbox.x0) == starts[0])
+    others = [(ax, box) for ax, box in boxes if round(ax.bbox.x0) != starts[0]]
+    beyond = max(max(ax.bbox.x0 - box.x0, box.x1 - ax.bbox.x1) for ax, box in others)
+    beyond = min(max(beyond, 0.0), (starts[1] - starts[0] - width))  # never into the next picture
+    middle = (pictures[0].bbox.y0 + pictures[0].bbox.y1) / 2
+    places = (names, [scale * start for start in starts], width, beyond, middle)
+    return _Grid(*(place if isinstance(place, list) else scale * place for place in places))
+
+
+def _words(ax: Axes) -> bool:
+    """Whether anything is written on the axes or at their sides."""
+    return bool(ax.texts or ax.get_title() or ax.axison)
+
+
+def _shares(grid: _Grid, low: float, high: float) -> list[Bbox]:
+    """Boxes around as many of a grid's columns at a time as a phone has room for, all of one width:
+    so are then the pictures."""
+    pitch = grid.starts[1] - grid.starts[0]
+    room = ROOM - (grid.starts[0] - grid.names)
+    each = ceil(len(grid.starts) / ceil(len(grid.starts) * pitch / room))
+    across = (each - 1) * pitch + grid.width + 2 * grid.beyond
+    found = [
+        Bbox([[start - grid.beyond, low], [start - grid.beyond + across, high]])
+        for start in grid.starts[::each]
+    ]
+    found[0] = Bbox([[min(grid.names, found[0].x0), low], [found[0].x1, high]])
+    return found
 
 
 def _writes(ax: Axes) -> bool:

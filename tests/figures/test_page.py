@@ -66,6 +66,91 @@ def test_the_figure_is_closed_when_shown(shown):
     assert not plt.fignum_exists(fig.number)
 
 
+def wide():
+    """One wide panel, with letters, marks, a legend and a clip path."""
+    fig, ax = plt.subplots(figsize=(7.2, 3))
+    ax.plot([0, 1, 2], [0, 1, 4], "o-", label="$y_1$")
+    ax.set(title="a panel", xlabel="x")
+    ax.legend()
+    return fig
+
+
+def text_sizes(svg):
+    """In points, of a drawing's words."""
+    return [100 * float(size) for size in re.findall(r"scale\(([\d.]+) -[\d.]+\)", svg)]
+
+
+def test_a_second_drawing_is_narrow_and_hidden_and_adds_no_letters(shown):
+    figures.show(wide(), caption="c", alt="what it shows", narrow=(4.4, 3.2))
+    figures.show(wide(), caption="d", alt="what it shows")
+    first, second = re.findall(r"<svg.*?</svg>", shown[0], re.S)
+    sizes = [re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups() for svg in (first, second)]
+    assert sizes == [("518.4", "216"), ("316.8", "230.4")]
+    # a screen reader meets one of them, and only a style sheet shows the other
+    assert shown[0].count("what it shows") == shown[0].count('role="img"') == 1
+    assert 'class="cd-whole"' in first and 'class="cd-canvas cd-panels"' in shown[0]
+    assert 'class="cd-panel" aria-hidden="true"' in second and 'style="display:none;' in second
+    # the same words in the same size, laid out anew
+    assert sorted(text_sizes(first)) == sorted(text_sizes(second)) and len(text_sizes(first)) > 9
+    assert "<path id=" in first and "<path id=" not in second and "#" in second
+    assert len(shown[0]) < 1.75 * len(shown[1])
+    assert first.replace("cd-whole", "") != second
+
+
+def test_a_second_drawing_keeps_ids_unique_and_all_references_resolve(shown):
+    for height in (3.0, 3.2):
+        figures.show(wide(), caption=f"{height}", alt="a", narrow=(4.4, height))
+    page = "".join(shown)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    references = re.findall(r'(?:url\(#|href="#)([^")]+)', page)
+    assert len(ids) == len(set(ids)) and len(references) > 20
+    assert set(references) <= set(ids)
+    # each drawing clips what it draws to its own axes
+    first, second, *_ = re.findall(r"<svg.*?</svg>", page, re.S)
+    clips = [set(re.findall(r"url\(#([^)]+)", svg)) for svg in (first, second)]
+    assert clips[0] and clips[1] and not clips[0] & clips[1]
+
+
+@pytest.mark.parametrize("narrow", [(4.9, 3.0), (0.0, 3.0), (4.0, 0.0), (-4.0, 3.0)])
+def test_a_second_drawing_fits_a_phone(narrow, shown):
+    with pytest.raises(ValueError, match=r"narrow must be \(width, height\) .* at most 4\.86"):
+        figures.show(wide(), caption="c", alt="a", narrow=narrow)
+    small, _ = plt.subplots(figsize=(3.0, 3.0))
+    with pytest.raises(ValueError, match=r"at most 3\.00 wide"):
+        figures.show(small, caption="c", alt="a", narrow=(4.0, 3.0))
+    assert shown == []
+
+
+@pytest.mark.parametrize("kind", ["imshow", "pcolormesh", "scatter", "contourf"])
+def test_colours_that_the_dark_theme_does_not_know_are_refused(kind, shown):
+    def one(cmap):
+        fig, ax = plt.subplots()
+        if kind == "scatter":
+            ax.scatter([1, 2], [1, 2], c=[1.0, 2.0], cmap=cmap)
+        else:
+            getattr(ax, kind)([[1.0, 2.0], [3.0, 4.0]], cmap=cmap)
+        figures.show(fig, caption="c", alt="a")
+
+    for unknown in ("magma", "viridis"):
+        with pytest.raises(ValueError, match=f"SEQUENTIAL or figures.DIVERGING.*got '{unknown}'"):
+            one(unknown)
+    assert shown == []
+    one(figures.SEQUENTIAL)
+
+
+def test_pictures_in_grey_and_lines_of_a_colour_are_both_themes_own(shown):
+    fig, axes = plt.subplots(1, 3)
+    axes[0].imshow([[1.0, 2.0]], cmap="gray")
+    axes[1].imshow([[[1.0, 0.0, 0.0]]])
+    axes[2].contour([[1.0, 2.0], [3.0, 4.0]], colors=[figures.INK])
+    figures.show(fig, caption="c", alt="a")
+    assert shown[0].count("cd-photograph") == 2 and "cd-heat" not in shown[0]
+    fig, ax = plt.subplots()
+    ax.pcolormesh([[1.0, 2.0], [3.0, 4.0]], cmap="gray")
+    with pytest.raises(ValueError, match="got 'gray'"):
+        figures.show(fig, caption="c", alt="a")
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("missing", [{"caption": ""}, {"alt": "  "}, {"alt": None}])
 def test_a_figure_without_words_is_refused(missing, shown):

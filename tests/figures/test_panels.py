@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cdelta import figures
-from cdelta.figures.panels import shared_axis, windows
+from cdelta.figures.panels import ROOM, shared_axis, windows
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,19 @@ def test_a_colour_bar_belongs_to_its_panel():
     assert covers(found[1], bar.ax.get_tightbbox(), fig)
 
 
+def test_a_colour_bar_of_all_panels_has_a_window_of_its_own():
+    fig, axes = plt.subplots(2, 3, figsize=(7.2, 6.6), sharex=True, sharey=True)
+    images = [figures.matrix(ax, np.eye(4), list("abcd")) for ax in axes.flat]
+    bar = figures.colorbar(images[0], axes, location="bottom")
+    found = laid_out(fig)
+    assert len(found) == 4 and covers(found[3], bar.ax.get_tightbbox(), fig)
+    for column, window in zip(axes.T, found, strict=False):
+        assert all(covers(window, ax.get_tightbbox(), fig) for ax in column)
+        assert not covers(window, bar.ax.get_tightbbox(), fig)
+    tall, axes = plt.subplots(3, 1)
+    assert laid_out(tall) == []
+
+
 def test_what_stands_over_all_panels_has_a_window_of_its_own():
     fig, axes = plt.subplots(1, 2)
     title = fig.suptitle("both")
@@ -65,10 +78,67 @@ def test_what_stands_over_all_panels_has_a_window_of_its_own():
     assert covers(found[1], axes[0].get_tightbbox(), fig)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 8)])
-def test_a_column_and_a_grid_of_small_pictures_stay_whole(shape):
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1)])
+def test_a_column_stays_whole(shape):
     fig, _ = plt.subplots(*shape)
     assert laid_out(fig) == []
+
+
+def pictures(shape, words=True):
+    """A grid of small pictures, its rows named and its columns titled."""
+    fig, axes = plt.subplots(*shape, figsize=(7.2, 2.0))
+    figures.images(axes, np.ones((axes.size, 4, 4)))
+    if words:
+        for row in axes:
+            row[0].text(-0.1, 0.5, "a name", ha="right", transform=row[0].transAxes)
+        for ax in axes[0]:
+            ax.set_title("+1.5", fontsize=9)
+    return fig, axes
+
+
+def test_a_grid_without_words_stays_whole():
+    assert laid_out(pictures((4, 16), words=False)[0]) == []
+
+
+@pytest.mark.parametrize(("columns", "each"), [(5, 3), (8, 4), (11, 6), (12, 6)])
+def test_a_grid_is_shown_some_columns_at_a_time(columns, each):
+    fig, axes = pictures((2, columns))
+    fig.draw_without_rendering()
+    found = windows(fig)
+    assert len(found) == -(-columns // each)
+    names = [shared_axis(fig, window) for window in found]
+    # each window with the names beside it, all of one width, small enough for a phone
+    assert names[0] is None
+    beside = [0 if name is None else name[1] for name in names]
+    widths = np.add([window[2] for window in found], beside)
+    assert np.ptp(widths) < 4 and widths.max() < ROOM + 8
+    words = axes[0, 0].texts[0].get_window_extent()
+    assert covers(found[0], words, fig)
+    for left, width in names[1:]:
+        assert left <= words.x0 * 72 / fig.dpi and left + width >= words.x1 * 72 / fig.dpi
+    # each picture and its title is in one window, whole
+    for place, column in enumerate(axes.T):
+        for ax in column:
+            box = ax.bbox if place == 0 else ax.get_tightbbox()
+            assert [covers(window, box, fig) for window in found].index(True) == place // each
+    plt.close(fig)
+
+
+def test_what_stands_over_a_grid_has_no_names_beside_it():
+    fig, _ = pictures((2, 8))
+    fig.suptitle("all of them")
+    fig.draw_without_rendering()
+    above, *others = windows(fig)
+    assert [shared_axis(fig, window) is None for window in (above, *others)] == [True, True, False]
+    plt.close(fig)
+
+
+def test_a_colour_bar_is_no_column_of_a_grid():
+    for columns, expected in ((4, 4), (5, 2)):
+        fig, axes = plt.subplots(1, columns)
+        drawn = [figures.matrix(ax, np.eye(2), ["a", "b"]) for ax in axes]
+        figures.colorbar(drawn[0], axes)
+        assert len(laid_out(fig)) == expected
 
 
 def test_the_windows_use_the_drawing(shown):
@@ -105,10 +175,10 @@ def test_a_row_is_seen_with_its_own_numbers_and_others_with_none():
         drawn.draw_without_rendering()
         _, second = windows(drawn)
         assert (shared_axis(drawn, second) is not None) == shares
-    pictures, axes = plt.subplots(1, 2, sharey=True)
+    two, axes = plt.subplots(1, 2, sharey=True)
     figures.images(axes, np.ones((2, 3, 3)))
-    pictures.draw_without_rendering()
-    assert [shared_axis(pictures, panel) for panel in windows(pictures)] == [None, None]
+    two.draw_without_rendering()
+    assert [shared_axis(two, panel) for panel in windows(two)] == [None, None]
     plt.close("all")
 
 

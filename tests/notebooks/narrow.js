@@ -47,6 +47,22 @@
     if (caption && figure.querySelectorAll(".cd-panel").length > 1 && side.test(caption.textContent))
       say("side named", caption.textContent);
   }
+  // matplotlib writes text as outlines, a hundred units to the size of a letter, upside down; a window shows another drawing's
+  const LEGIBLE = 9, sized = /scale\(([\d.]+) -[\d.]+\)/;
+  for (const drawing of article.querySelectorAll(".cd-canvas > svg")) {
+    const {width} = drawing.getBoundingClientRect(), box = drawing.viewBox.baseVal;
+    if (!shown(drawing) || width < 2 || !box?.width) continue;
+    const seen = drawing.querySelector("use[href$='-whole']"), holds = seen ? document.getElementById(seen.getAttribute("href").slice(1)) : drawing;
+    const sizes = [...holds.querySelectorAll("g[transform]")].map(group => group.getAttribute("transform").match(sized)).filter(Boolean).map(match => 100 * match[1]);
+    const pixels = Math.min(...sizes) * width / box.width;
+    // what a second drawing writes lies on it
+    const edge = drawing.getBoundingClientRect(), beyond = [...drawing.querySelectorAll(".cd-panel g[transform]")].find(group => {
+      const {left, right} = group.getBoundingClientRect();
+      return sized.test(group.getAttribute("transform")) && (left < edge.left - 1 || right > edge.right + 1);
+    });
+    if (beyond) say("figure cut", `a word beyond the edge: ${drawing.closest("figure")?.querySelector("figcaption")?.textContent}`);
+    if (pixels < LEGIBLE) say("small text", `${pixels.toFixed(1)} px: ${drawing.closest("figure")?.querySelector("figcaption")?.textContent}`);
+  }
   for (const control of article.querySelectorAll("figure input, figure button"))
     if (shown(control) && control.getBoundingClientRect().height < 24) say("small control", control.outerHTML);
   return found;

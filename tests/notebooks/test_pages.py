@@ -46,6 +46,19 @@ def preview(options, link='<a href="#title" id="linked">a link with a preview</a
     return f"<p>Here is {link}.</p><script>{make}</script>"
 
 
+def drawing(inside, width, name="one", kind="cd-whole"):
+    """A figure's drawing, 518 points wide, shown at another width."""
+    return (
+        f'<svg class="{kind}" role="img" aria-label="a word" viewBox="0 0 518 30" '
+        f'style="width: {width}">'
+        f'<g id="{name}">{inside}</g></svg>'
+    )
+
+
+# of 9 points, as matplotlib writes them
+LETTERS = '<g transform="translate(20 20) scale(0.09 -0.09)"><path d="M0 0h60v70z"/></g>'
+BEYOND = LETTERS.replace("(20 20)", "(512 20)").replace(".09", ".2")
+WINDOW = '<use href="#one-whole"/>'
 FORMULA = r"""content: '<span class="math">\\(x\\)</span>'"""
 BROKEN = {
     "red formula": '<p><span class="math">\\(\\undefinedmacro{x}\\)</span></p>',
@@ -71,6 +84,9 @@ BROKEN = {
         '<figure><div class="cd-canvas" style="overflow-x: auto"><svg role="img" '
         'aria-label="a circle" width="480" height="9"><circle r="4"/></svg></div></figure>'
     ),
+    "figure cut: a word": (
+        f'<figure><div class="cd-canvas">{drawing(BEYOND, "100%", kind="cd-panel")}</div></figure>'
+    ),
     "lonely point": (
         '<table><tr><th>a</th><td style="width: 1px">A <span class="math">\\(x + x + x\\)</span>. B'
         "</td></tr></table>"
@@ -79,6 +95,11 @@ BROKEN = {
         '<figure><div class="cd-panels"><svg class="cd-panel" role="img" aria-label="one" '
         'width="9" height="9"/><svg class="cd-panel" role="img" aria-label="two" width="9" '
         'height="9"/></div><figcaption>Dots. Left: one.</figcaption></figure>'
+    ),
+    "small text": f'<figure><div class="cd-canvas">{drawing(LETTERS, "100%")}</div></figure>',
+    "small text: in a window": (
+        f'<figure><div class="cd-canvas cd-panels">{drawing(LETTERS, "1px", name="one-whole")}'
+        f"{drawing(WINDOW, '100%')}</div></figure>"
     ),
     "small control": ('<figure><input type="range" aria-label="t" style="height: 12px"></figure>'),
     "cut code": f'<pre style="overflow-x: auto">{"long " * 99}</pre>',
