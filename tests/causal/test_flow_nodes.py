@@ -205,31 +205,6 @@ def test_a_counterfactual_label_keeps_the_whitened_residual(mixture):
     assert np.sqrt(np.mean((kept - left[other]) ** 2)) > 1  # another's residual
 
 
-@pytest.mark.parametrize("trained", [0, 1], ids=["the same direction", "another direction"])
-def test_of_a_hidden_property_the_overlap_is_kept(trained):
-    """p shows in direction g_k, beside grain: of it c = g_0 · g_1 is kept, and grain takes the
-    place of the rest. Where the direction is the same nothing has to be learned."""
-    draw, s, tau, c = np.random.default_rng(4), 1.0, 0.4, 0.5 if trained else 1.0
-    directions = np.array([[1.0, 0.0], [c, np.sqrt(1 - c**2)]])
-    k, p = draw.integers(0, 2, N), draw.standard_normal(N)
-    grain = draw.standard_normal((N, 2))
-    v = (2.0 * k[:, None] + s * p[:, None] * directions[k] + tau * grain).astype(np.float32)
-    own = networks.BesideNormal(networks.MLP(2, 32, 2, condition=2, rngs=nnx.Rngs(0)), 2)
-    flow = CausalFlow({"k": [], "v": ["k"]}, labels={"k": 2}, network={"v": own}).fit(
-        {"k": k, "v": v}, jax.random.key(5),
-        settings={"v": {"steps": 600, "batch": 256, "rate": 1e-2}},
-    )  # fmt: skip
-    some = {"k": k[:M], "v": v[:M]}
-    at = some["k"] == 0
-    moved = np.asarray(flow.counterfactual(some, "k", 1)["v"])[at] - 2.0
-    size = np.sqrt(s**2 + tau**2)
-    shown, then = (some["v"][at] @ directions[0]) / size, (moved @ directions[1]) / size
-    slopes, *_ = np.linalg.lstsq(np.stack([shown, grain[:M][at, 1]], 1), then, rcond=None)
-    np.testing.assert_allclose(slopes, directions[1], atol=0.12)
-    if trained:  # the truth keeps all of it
-        assert abs(np.polyfit(p[:M][at], then, 1)[0] - s / size) > 0.3
-
-
 def test_the_density_has_the_label_in_it(mixture):
     data, flow = mixture
     some = rows(data, slice(0, M))
