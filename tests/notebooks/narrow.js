@@ -23,6 +23,11 @@
     }
   }
 
+  // a chapter's formulas are broken by meaning, or set a little smaller: none scrolls (those of the API, from docstrings, may)
+  for (const formula of article.querySelectorAll("mjx-container[display]"))
+    if (shown(formula) && !formula.closest("dl.py") && formula.scrollWidth - formula.clientWidth > 1)
+      say("wide formula", `by ${formula.scrollWidth - formula.clientWidth} px: ${formula.closest("section, div.proof")?.id} ${formula.parentElement.id}`);
+
   for (const box of article.querySelectorAll("*")) {
     if (box.scrollWidth - box.clientWidth <= 1 || !box.clientWidth || !shown(box) || !scrolls(box)) continue;
     if (!box.matches(".cd-more-right, .cd-more-left")) say("scrolls without a hint", box.outerHTML.slice(0, 120));
