@@ -8,6 +8,10 @@ noise at t = 1. :func:`batched`, :func:`time_last`, :func:`nchw`, :func:`labelle
 
     velocity = labelled(batched(time_last(model)), 3)     # a model(x, t, label) of batches
 
+Roles that are swapped cannot be seen where shapes broadcast, but parameters that are called so can:
+all of these, and :class:`cdelta.Flow`, refuse an (x, t) where they would call (t, x), and
+:func:`time_last` a (t, x).
+
 **Diffusion models** predict the noise, the clean data, or a score, of a point that is scaled and
 timed by a schedule: :func:`from_epsilon`, :func:`from_x0`, :func:`from_score`,
 :func:`from_denoiser`, :func:`from_v_prediction`. All rest on one change of variables. With the
@@ -28,7 +32,6 @@ and of the label. They work under ``jit``, ``vmap``, ``grad`` and ``jvp``, and i
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +43,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from cdelta import _check, _precision
+from cdelta import _check, _precision, _roles
 from cdelta._pytree import Traceable, as_pytree, pytree
 
 Model = Callable[..., Any]
@@ -53,6 +56,13 @@ def _callable(name: str, value: Any) -> Traceable:
     if not callable(value):
         raise ValueError(f"{name} must be a function, got {type(value).__name__}")
     return as_pytree(value)
+
+
+def _timed(adapter: str, v: Any) -> Traceable:
+    """A v that the adapter calls with the time first, refused where its names say (x, t)."""
+    whole = _callable("v", v)
+    _roles.refuse_state_first("v", v, f"pass {adapter}(time_last(v))")
+    return whole
 
 
 def _set(instance: Any, **parts: Any) -> None:
@@ -69,7 +79,7 @@ class _Batched:
     velocity: Model
 
     def __post_init__(self) -> None:
-        _set(self, velocity=_callable("v", self.velocity))
+        _set(self, velocity=_timed("batched", self.velocity))
 
     def __call__(self, t: Scalar, x: Float[ArrayLike, "*shape"], *conditions: Any) -> Array:
         x = _check.as_float("x", x)
@@ -123,7 +133,9 @@ class _TimeLast:
     velocity: Model
 
     def __post_init__(self) -> None:
-        _set(self, velocity=_callable("v", self.velocity))
+        velocity = _callable("v", self.velocity)
+        _roles.refuse_time_first("v", self.velocity, "leave time_last out")
+        _set(self, velocity=velocity)
 
     def __call__(self, t: Any, x: Any, *conditions: Any) -> Any:
         return self.velocity(x, t, *conditions)
@@ -164,7 +176,7 @@ class _Labelled:
                 )
             parts["guidance"] = _check.as_float("guidance", self.guidance)
             _check.shape("guidance", parts["guidance"], ())
-        _set(self, velocity=_callable("v", self.velocity), **parts)
+        _set(self, velocity=_timed("labelled", self.velocity), **parts)
 
     def __call__(self, t: Any, x: Any) -> Any:
         conditioned = self.velocity(t, x, self.label)
@@ -212,7 +224,7 @@ class _ReversedTime:
     velocity: Model
 
     def __post_init__(self) -> None:
-        _set(self, velocity=_callable("v", self.velocity))
+        _set(self, velocity=_timed("reversed_time", self.velocity))
 
     def __call__(self, t: Scalar, x: Any, *conditions: Any) -> Any:
         return -self.velocity(1 - _check.time(t), x, *conditions)
@@ -234,7 +246,7 @@ class _ChannelsMoved:
     velocity: Model
 
     def __post_init__(self) -> None:
-        _set(self, velocity=_callable("v", self.velocity))
+        _set(self, velocity=_timed(self._name, self.velocity))
 
     def __call__(self, t: Any, x: Float[ArrayLike, "*shape"], *conditions: Any) -> Array:
         x = _check.as_float("x", x)
@@ -559,23 +571,9 @@ def _schedule(value: Any) -> Schedule:
 
 # -------------------------------------------------------------------------------- diffusion models
 
-STATES = {"x", "xs", "xt", "x_t", "y", "z", "zt", "z_t", "state", "sample", "latent", "image"}
-TIMES = {"t", "ts", "time", "times", "timestep", "timesteps", "s", "sigma", "sigmas", "sigma_t"}
-TIMES |= {"step", "steps", "k", "noise_level", "log_snr"}
-
-
 def _time_first(model: Any) -> Any:
     """A model whose parameters are called (x, t) or so, as one of (t, x)."""
-    wrapped = model.__wrapped__ if isinstance(model, jax.stages.Wrapped) else model
-    try:
-        parameters = inspect.signature(wrapped, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):
-        return model
-    names = [
-        p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    swapped = len(names) >= 2 and names[0] in STATES and names[1] in TIMES
-    return time_last(model) if swapped else model
+    return time_last(model) if len(_roles.state_first(model, vague=True)) == 2 else model
 
 
 @_adapter

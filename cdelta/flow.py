@@ -7,7 +7,6 @@ reverse differentiation alike.
 """
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import Array, ArrayLike, Float
 
-from cdelta import _check, _precision, _reads
+from cdelta import _check, _precision, _reads, _roles
 from cdelta._pytree import Traceable, as_pytree
 
 
@@ -149,7 +148,7 @@ class Flow:
                 raise ValueError(f"times must rise strictly from 0 to 1, got {times}")
             object.__setattr__(self, "times", tuple(times.tolist()))
             object.__setattr__(self, "steps", times.size - 1)
-        _refuse_swapped_names(self.velocity)
+        _roles.refuse_state_first("velocity", self.velocity, "pass lambda t, x: v(x, t)")
 
     @property
     def evaluations(self) -> int | None:
@@ -390,24 +389,6 @@ _CONVENTIONS = {
     "lambda t, x: v(t[None], x[None])[0]": lambda v: lambda t, x: v(t[None], x[None])[0],
     "lambda t, x: v(x[None], t[None])[0]": lambda v: lambda t, x: v(x[None], t[None])[0],
 }
-_STATES = {"x", "xs", "xt", "x_t", "y", "z", "zt", "z_t", "state", "sample", "latent", "image"}
-_TIMES = {"t", "ts", "time", "times", "timestep", "timesteps"}
-
-
-def _refuse_swapped_names(velocity: Callable) -> None:
-    """Refuse parameters named (x, t): where shapes broadcast, nothing else shows swapped roles."""
-    if isinstance(velocity, jax.stages.Wrapped):  # jitted, with the parameters of what it wraps
-        velocity = velocity.__wrapped__
-    try:  # not through other wrappers, which may have put the roles right
-        parameters = inspect.signature(velocity, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):
-        return  # built in
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(names) >= 2 and names[0].lower() in _STATES and names[1].lower() in _TIMES:
-        raise ValueError(
-            f"velocity must take the time first, got parameters ({names[0]}, {names[1]}): "
-            "pass lambda t, x: v(x, t)"
-        )
 
 
 def _checked_slope(velocity: Callable, x: Array) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,6 @@ Second derivatives are refused. Needs the extra ``torch``.
 
 import contextlib
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from cdelta import _check, adapters
+from cdelta import _check, _roles, adapters
 from cdelta._extras import optional
 
 
@@ -280,15 +279,11 @@ def _place(module: Any) -> dict[str, Any]:
 
 def _time_is_last(module: Any) -> bool:
     """By the names of its parameters."""
-    names = [
-        name.lower()
-        for name, p in inspect.signature(module.forward).parameters.items()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ][:2]
-    if len(names) == 2:
-        for first, second, last in ((*names, True), (*reversed(names), False)):
-            if first in adapters.STATES and second in adapters.TIMES:
-                return last
+    names = _roles.parameters(module.forward)[:2]
+    if len(_roles.state_first(module.forward, vague=True)) == 2:
+        return True
+    if len(_roles.time_first(module.forward, vague=True)) == 2:
+        return False
     raise ValueError(
         f"module.forward({', '.join(names)}) does not tell which argument is the time: give "
         "time_last=True for (x, t), False for (t, x)"

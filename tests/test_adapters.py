@@ -313,6 +313,60 @@ def test_a_velocity_that_takes_no_batch_says_how_each_time_failed(unchecked):
         adapters.batched(3)
 
 
+def shrinking(t, x):
+    return -x * (1 + t)
+
+
+WRAPPED = {
+    "batched": adapters.batched,
+    "reversed_time": adapters.reversed_time,
+    "labelled": lambda v: adapters.labelled(v, 1.0),
+    "nchw": adapters.nchw,
+    "nhwc": adapters.nhwc,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    "swapped",
+    [
+        lambda x, t, label=0: shrinking(t, x),
+        jax.jit(lambda x_t, sigma, label=0: shrinking(sigma, x_t)),
+        jax.vmap(lambda state, time: shrinking(time, state)),
+        functools.partial(lambda rate, x, t, label=0: shrinking(t, x), 1.0),
+    ],
+)
+def test_an_adapter_refuses_what_a_flow_refuses(unchecked, name, swapped):
+    """Shapes broadcast: (x, t) = (t, x) of a batch of one gave -t (1 + x) in silence."""
+    message = rf"time first, got parameters \(\w+, \w+\): pass {name}\(time_last\(v\)\)$"
+    with pytest.raises(ValueError, match=message):
+        WRAPPED[name](swapped)
+    x = jnp.array([[0.7, -1.1], [0.2, 1.0]])
+    right = WRAPPED[name](adapters.time_last(lambda x, t, label=0: shrinking(t, x)))
+    sign, t = (-1, 0.75) if name == "reversed_time" else (1, 0.25)
+    np.testing.assert_allclose(right(t, x), sign * shrinking(0.25, x), rtol=1e-12)
+    flow = cdelta.Flow(right, "rk4", 32)(x)
+    np.testing.assert_allclose(flow, x * np.exp(-sign * 1.5), rtol=1e-6)
+
+
+def test_time_last_refuses_a_function_of_the_time_first(unchecked):
+    for v in (shrinking, adapters.batched(shrinking), adapters.time_last(lambda x, t: -x * t)):
+        with pytest.raises(ValueError, match=r"time last, got parameters \(t, x\): leave time_last"):
+            adapters.time_last(v)
+    with pytest.raises(ValueError, match=r"time first, .*\(x, label, t\): pass a function \(t, x, …"):
+        adapters.batched(lambda x, label, t: x)
+
+
+def test_names_that_tell_nothing_are_taken_and_a_model_of_diffusion_turns_round():
+    for v in (lambda y, s: -s, lambda a, b: -b, lambda x, tau: -tau, lambda *both: -both[1]):
+        np.testing.assert_array_equal(adapters.batched(v)(0.5, X), -X)
+    one = adapters.from_denoiser(lambda y, s: y / (1 + s**2))
+    other = adapters.from_denoiser(lambda s, y: y / (1 + s**2))
+    np.testing.assert_array_equal(one(0.3, X), other(0.3, X))
+    with pytest.raises(ValueError, match="time first"):
+        adapters.from_denoiser(adapters.batched(lambda x, sigma: x / (1 + sigma**2)))
+
+
 def test_conventions_nest():
     """(x, t, label) of batches with channels first, noise at t = 1."""
 

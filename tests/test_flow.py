@@ -487,6 +487,13 @@ def test_layers_of_flax_in_evaluation_are_velocities():
         np.testing.assert_allclose(cdelta.Flow(network, "euler", 1)(X0), expected, rtol=1e-6)
 
 
+class StateFirst:
+    def speed(self, x, t):
+        return -t * x
+
+    __call__ = jax.vmap(speed, (None, 0, None))
+
+
 @pytest.mark.parametrize(
     "velocity",
     [
@@ -495,6 +502,13 @@ def test_layers_of_flax_in_evaluation_are_velocities():
         jax.jit(lambda x, t: -t * x),
         functools.partial(lambda rate, x, t: rate * x, 2.0),
         (lambda state, time, label=0: state),
+        jax.vmap(lambda x, t: -t * x),
+        eqx.filter_jit(lambda x, t: -t * x),
+        functools.partial(jax.vmap(lambda rate, x, t: rate * x), 2.0),
+        lambda x, s: -s * x,
+        lambda x, sigma: -sigma * x,
+        StateFirst().speed,
+        StateFirst(),
     ],
 )
 def test_parameters_named_in_the_other_order_are_refused(velocity):

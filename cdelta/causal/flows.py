@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
-from cdelta import _check, _files
+from cdelta import _check, _files, _roles
 from cdelta._precision import working
 from cdelta._pytree import as_pytree
 from cdelta.causal import _conditional, _nodes
@@ -628,6 +628,7 @@ def _check_networks(networks: Mapping[str, Any], layout: Layout) -> None:
     for name, network in networks.items():
         if not callable(network):
             raise ValueError(f"network[{name!r}] must be a function of (t, x, condition)")
+        _roles.refuse_state_first(f"network[{name!r}]", network, "the order is (t, x, condition)")
         k = layout.names.index(name)
         if layout.labels[k] or layout.shapes[k] == ():
             raise ValueError(f"network must be of vectors, and {name!r} is none")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from cdelta import _check
+from cdelta import _check, _roles
 from cdelta._pytree import as_pytree
 from cdelta.causal._waves import Sums, WaveVelocity, draw_waves
 
@@ -59,6 +59,7 @@ def leaf_scores(
     velocity returns another shape or no finite numbers.
     """
     x, groups = _points(x, groups)
+    _roles.refuse_state_first("velocity", velocity, "pass lambda t, x: v(x, t)")
     t = float(_check.time(t))
     if not 0 < t < 1:
         raise ValueError(

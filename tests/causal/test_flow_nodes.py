@@ -346,6 +346,10 @@ def test_what_does_not_fit_is_refused_by_name(unchecked, flow, mixture, samples)
         (lambda: CausalFlow([[0]], shapes={"v": (2,)}), "give the nodes names"),
         (lambda: CausalFlow(GRAPH, network={"w": len}), "network must be of the nodes"),
         (lambda: CausalFlow(GRAPH, network={"v": 3}), r"network\['v'\] must be a function"),
+        (
+            lambda: CausalFlow(GRAPH, network={"v": lambda x, t, condition: x}),
+            r"network\['v'\] must take the time first, got parameters \(x, t\): the order is \(t, x, c",
+        ),
         (lambda: CausalFlow(GRAPH, labels={"a": 2}, network={"a": len}), "'a' is none"),
         (lambda: plain.fit(np.zeros((99, 2)), key), "x must be a mapping"),
         (lambda: CausalFlow([[0]]).fit({"a": data["a"]}, key), "give the graph's nodes names"),
