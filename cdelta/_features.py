@@ -75,8 +75,10 @@ class Labels:
 
     def indices(self, argument: str, value: Any) -> tuple[int, ...]:
         """One feature or several different ones, each by its index or its name."""
-        if isinstance(value, np.ndarray) and value.dtype.kind in "UTO":
-            value = value.tolist()
+        if hasattr(value, "to_numpy") or (
+            isinstance(value, np.ndarray) and value.dtype.kind in "UTO"
+        ):
+            value = listed(argument, value)
         if isinstance(value, str):
             value = self.number(argument, value)
         elif isinstance(value, list | tuple):
@@ -95,6 +97,43 @@ class Labels:
     def shown(self, indices: Sequence[int]) -> list:
         """Features as a message says them: by their names, where they have some."""
         return [i if self.names is None else self.names[i] for i in indices]
+
+
+def listed(argument: str, value: Any) -> list:
+    """One feature or several, in whatever holds them, as a list.
+
+    Raises ValueError for a series of numbers under names, such as a row of a data frame: whether
+    these are indices, or say which of the names are meant, cannot be told.
+    """
+    if isinstance(value, str | int | np.integer):
+        return [value]
+    if not hasattr(value, "to_numpy"):
+        return np.atleast_1d(value).tolist() if isinstance(value, np.ndarray) else list(value)
+    found = value.tolist()  # pandas' index or series
+    under = list(getattr(value, "index", range(len(found))))
+    if under != list(range(len(found))) and not all(isinstance(one, str) for one in found):
+        raise ValueError(
+            f"{argument} must be features, got a series of numbers under the names {under}: give "
+            "the names that are meant, list(row.index[row != 0])"
+        )
+    return found
+
+
+def by_name(argument: str, x: Any, names: Sequence[str]) -> Any:
+    """Of a data frame its columns, of a series its entries, in the order of ``names``; anything
+    else, and what has numbers for names, as it is.
+
+    Raises ValueError where some of the names are missing.
+    """
+    if not hasattr(x, "to_numpy") or not names:
+        return x
+    there = list(x.columns if hasattr(x, "columns") else getattr(x, "index", ()))
+    if not any(isinstance(name, str) for name in there):
+        return x.to_numpy()
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"{argument} must have the features {missing}, got {there}")
+    return x[list(names)].to_numpy()
 
 
 def as_vector(f: Callable, shape: tuple[int, ...], dtype: Any, names: Any) -> tuple[Any, Labels]:

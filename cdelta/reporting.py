@@ -26,6 +26,7 @@ from cdelta._features import Labels, Several
 from cdelta._pytree import as_pytree
 from cdelta._stream import Run, Sample, _batch_size, _words, average, ending, enough
 from cdelta._text import describe
+from cdelta.causal import _graph
 from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, frame_turn
 from cdelta.flow import CPU_OPTIONS, Flow
@@ -299,7 +300,7 @@ def report(
     keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
     subject = _Subject.of(f, features, shape, options)
     labels = dependence._looked_at(subject.map(), shape, "rows", 1.0, 1, options, names)[1]
-    parents = None if graph is None else _parents(graph, labels)
+    parents = None if graph is None else _graph.parents(graph, labels)
     wanted = _Wanted.of(labels, held, parents, order, math.prod(shape))
 
     findings: list[Finding] = []
@@ -479,39 +480,6 @@ def _kind(f: Any, shape: tuple[int, ...], dtype: Any) -> str:
         two = len(needed) > 1
         return "velocity" if two else "map"  # which says what is wrong with it
     return "map" if timed is None else "velocity"
-
-
-def _parents(graph: Any, labels: Labels) -> np.ndarray:
-    """``[i, j]``, whether j is a cause of i. Raises ValueError for what is no such graph."""
-    n = labels.n
-    matrix = np.zeros((n, n), bool)
-    if hasattr(graph, "is_directed") and hasattr(graph, "edges"):
-        if not graph.is_directed():
-            raise ValueError("graph must be directed: a networkx.DiGraph, arrows from causes")
-        for node in graph.nodes:
-            labels.index("a node of graph", node)
-        arrows = [(j, i) for i, j in graph.edges]
-    elif isinstance(graph, Mapping):
-        arrows = [
-            (i, j)
-            for i, causes in graph.items()
-            for j in ([causes] if isinstance(causes, int | str) else causes)
-        ]
-    else:
-        given = np.asarray(graph)
-        if given.shape != (n, n) or given.dtype.kind not in "bif":
-            raise ValueError(
-                f"graph must be [{n}, {n}], true at [i, j] where j is a cause of i, or a mapping "
-                f"from features to causes, or a networkx.DiGraph, got shape {given.shape}"
-            )
-        matrix |= given != 0
-        arrows = []
-    for i, j in arrows:
-        matrix[labels.index("graph", i), labels.index("graph", j)] = True
-    if matrix.diagonal().any():
-        raise ValueError(f"graph has a feature among its own causes: {labels.shown(range(n))}")
-    causal_order(matrix)  # refuses cycles
-    return matrix
 
 
 @dataclasses.dataclass(frozen=True)

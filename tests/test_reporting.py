@@ -350,17 +350,6 @@ def test_half_the_steps_of_any_flow():
 # ----------------------------------------------------------------------------- what it is given
 
 
-def test_graphs_of_any_form_are_one():
-    labels = reporting.Labels(3, NAMES)
-    matrix = np.zeros((3, 3), bool)
-    matrix[1, 0] = matrix[2, 1] = True
-    arrows = networkx.DiGraph([("a", "b"), ("b", "c")])
-    for graph in (matrix, matrix.astype(int).tolist(), {"b": "a", "c": [1]}, arrows):
-        np.testing.assert_array_equal(reporting._parents(graph, labels), matrix)
-    numbered = networkx.DiGraph([(0, 1), (1, 2)])
-    np.testing.assert_array_equal(reporting._parents(numbered, reporting.Labels(3)), matrix)
-
-
 def two_ways(x, y=None):
     return x if y is None else y
 

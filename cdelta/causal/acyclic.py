@@ -1,24 +1,31 @@
 """Directed graphs in which no effect leads back to its cause: their order, or the cycle that
 forbids one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float
 
 
-def causal_order(weights: Float[np.ndarray, "n n"] | Bool[np.ndarray, "n n"]) -> tuple[int, ...]:
+def causal_order(
+    weights: Float[np.ndarray, "n n"] | Bool[np.ndarray, "n n"],
+    name: str = "weights",
+    shown: Sequence[Any] | None = None,
+) -> tuple[int, ...]:
     """The features of a graph from first cause to last effect, ``weights[i, j] != 0`` meaning that
     j acts on i.
 
     Takes away, again and again, the first feature whose causes are all gone. Raises ValueError
-    naming a cycle.
+    naming a cycle, of features as they are ``shown``.
     """
     left, order = list(range(len(weights))), []
     while left:
         free = [i for i in left if not weights[i, left].any()]
         if not free:
-            raise ValueError(
-                f"weights must be acyclic, got a cycle among features {_cycle(weights, left)}"
-            )
+            cycle = _cycle(weights, left)
+            named = cycle if shown is None else [shown[i] for i in cycle]
+            raise ValueError(f"{name} must be acyclic, got a cycle among features {named}")
         order.append(free[0])
         left.remove(free[0])
     return tuple(order)

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from cdelta import _check, _files, _roles
+from cdelta._features import by_name
 from cdelta._precision import working
 from cdelta._pytree import as_pytree
-from cdelta.causal import _conditional, _nodes
+from cdelta.causal import _conditional, _graph, _nodes
 from cdelta.causal._conditional import Nodes
 from cdelta.causal._nodes import Layout, Pieces, Sample
 from cdelta.causal._vectors import EXACT
@@ -43,7 +44,8 @@ class CausalFlow(_Model):
     itself wherever that has no hidden common cause and every equation increases in its noise. So
     interventions and counterfactuals are exact up to the fit.
 
-    ``graph`` is one of: a matrix, ``graph[i, j]`` true where j is a cause of i; pairs
+    ``graph`` is one of: a matrix, ``graph[i, j]`` true where j is a cause of i; a data frame of that
+    kind, whose index and columns name the features and are read by name; pairs
     ``[(cause, effect), ...]`` of names; a mapping from each feature's name to its causes; a
     networkx ``DiGraph``. ``names`` are the features in the order of the data's columns; for pairs
     and mappings left out, that of their first appearance. ``width`` and ``layers`` are those of
@@ -97,7 +99,7 @@ class CausalFlow(_Model):
         labels: Mapping[str, int] | None = None,
         network: Mapping[str, Any] | None = None,
     ):
-        parents, names = _graph(graph, names)
+        parents, names = _graph.discovered(graph, names)
         sizes = (("width", width), ("layers", layers), ("solver_steps", solver_steps))
         layout = None
         if not (shapes is None and labels is None and network is None):
@@ -170,7 +172,8 @@ class CausalFlow(_Model):
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         progress: bool = False,
     ) -> "CausalFlow":
-        r"""A flow fitted to samples, one a row; this one is left as it is.
+        r"""A flow fitted to samples, one a row; this one is left as it is. Of a data frame the
+        columns are read by their names, where the features have some.
 
         What is known of each conditional law is taken out before anything is learned of its flow.
         Each feature is standardised (median, middle 68 %), then
@@ -522,7 +525,7 @@ class CausalFlow(_Model):
     def _backwards(self, x: ArrayLike) -> tuple[Array, Array]:
         """Noises and the logs of their slopes."""
         self._need_fit()
-        x = _check.as_float("x", x)
+        x = _check.as_float("x", by_name("x", x, self.names))
         if x.ndim not in (1, 2) or x.shape[-1] != self.features:
             raise ValueError(
                 f"x must be one sample [{self.features}] or many [N, {self.features}], "
@@ -571,7 +574,7 @@ class CausalFlow(_Model):
             raise ValueError("this flow has not been fitted: flow.fit(x, key) gives one that is")
 
     def _data(self, name: str, x: ArrayLike) -> np.ndarray:
-        x = _check.as_float(name, x)
+        x = _check.as_float(name, by_name(name, x, self.names))
         if x.ndim != 2 or x.shape[1] != self.features:
             raise ValueError(f"{name} must have shape [N, {self.features}], got {x.shape}")
         _check.finite(name, x)
@@ -663,83 +666,6 @@ def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
 
 # --------------------------------------------------------------------------------------- the graph
 
-
-def _graph(graph: Any, names: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Parents as a matrix, and the features' names (none: they go by index)."""
-    if names is not None:
-        names = tuple(names)
-        bad = [name for name in names if not isinstance(name, str)]
-        if bad or len(set(names)) < len(names):
-            raise ValueError(f"names must be different strings, got {names}")
-    if hasattr(graph, "edges") and hasattr(graph, "nodes"):  # a networkx DiGraph, not imported
-        found, pairs = list(graph.nodes), list(graph.edges)
-    elif isinstance(graph, Mapping):
-        pairs = [(cause, effect) for effect, causes in graph.items() for cause in causes]
-        found = list(dict.fromkeys([*graph, *(cause for cause, _ in pairs)]))
-    elif _are_pairs(graph):
-        pairs = [tuple(pair) for pair in graph]
-        found = list(dict.fromkeys(feature for pair in pairs for feature in pair))
-    else:
-        return _matrix(graph, names)
-    if all(isinstance(feature, (int, np.integer)) for feature in found) and found:
-        if sorted(found) != list(range(len(found))):
-            raise ValueError(f"graph must have features 0, …, n - 1 or names, got {found}")
-        found, indices = list(range(len(found))), True
-    else:
-        indices = False
-    if names is None and not indices:
-        names = tuple(found)
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"graph must name features by strings, got {found}")
-    listed = found if indices else list(names)
-    unknown = [feature for feature in found if feature not in listed]
-    if unknown or (indices and names is not None and len(names) != len(found)):
-        raise ValueError(f"names must hold every feature of the graph, {found}, got {names}")
-    parents = np.zeros((len(listed), len(listed)), bool)
-    for cause, effect in pairs:
-        parents[listed.index(effect), listed.index(cause)] = True
-    return _acyclic(parents), names or ()
-
-
-def _are_pairs(graph: Any) -> bool:
-    return (
-        isinstance(graph, Sequence)
-        and len(graph) > 0
-        and all(
-            isinstance(pair, Sequence)
-            and not isinstance(pair, str)
-            and len(pair) == 2
-            and all(isinstance(name, str) for name in pair)
-            for pair in graph
-        )
-    )
-
-
-def _matrix(graph: Any, names: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    try:
-        matrix = np.asarray(graph)
-        numbers = matrix.astype(float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"graph must be a square matrix, pairs of names, a mapping or a DiGraph, got {graph!r}"
-        ) from error
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
-        raise ValueError(f"graph must be square [n, n] with n >= 1, got shape {matrix.shape}")
-    if not np.isin(numbers, (0, 1)).all():
-        raise ValueError("graph must hold truth values, or 0 and 1; got other numbers")
-    if names is not None and len(names) != len(matrix):
-        raise ValueError(f"names must be {len(matrix)}, one a feature, got {len(names)}")
-    return _acyclic(numbers.astype(bool)), names or ()
-
-
-def _acyclic(parents: np.ndarray) -> np.ndarray:
-    if not len(parents):
-        raise ValueError("graph must have at least one feature, got none")
-    try:
-        causal_order(parents)
-    except ValueError as error:
-        raise ValueError(str(error).replace("weights", "graph", 1)) from error
-    return parents
 
 
 # ---------------------------------------------------------------------------------------- the file

@@ -13,8 +13,10 @@ from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from cdelta import _check
+from cdelta._features import by_name
 from cdelta._precision import common, one_dtype, working
 from cdelta._pytree import as_pytree, pytree, unchecked
+from cdelta.causal import _graph
 from cdelta.causal.acyclic import causal_order
 
 NOISE_BOUND = 40.0  # abduction looks for noises up to here: no standard normal number is larger
@@ -141,7 +143,7 @@ class _Model:
         return noise
 
     def _features(self, x: ArrayLike) -> Array:
-        x = _check.as_float("x", x)
+        x = _check.as_float("x", by_name("x", x, self.names))
         _check.shape("x", x, (self.features,), ", one number a feature")
         _check.finite("x", x)
         return x
@@ -159,8 +161,9 @@ class LinearSCM(_Model):
 
     ``LinearSCM(weights [n, n], noise [n], shift [n] = 0)``: ``weights[i, j]`` is the effect of j on
     i, ``noise[i]`` the standard deviation :math:`s_i`. Features may come in any order as long as no
-    effect leads back to its cause; they have no names, only indices. Half precision is computed in
-    float32 and rounded.
+    effect leads back to its cause; they have no names, only indices (of a data frame the order is
+    that of its columns, and its rows are found by name). Half precision is computed in float32 and
+    rounded.
 
     Raises ValueError when shapes disagree, a number is not finite, a noise is not positive, or the
     graph has a cycle (naming its features). Called with a noise ``[n]``, the model gives the
@@ -172,7 +175,8 @@ class LinearSCM(_Model):
     shift: Float[Array, " n"]
 
     def __init__(self, weights: ArrayLike, noise: ArrayLike, shift: ArrayLike | None = None):
-        weights, noise = _check.as_float("weights", weights), _check.as_float("noise", noise)
+        weights = _check.as_float("weights", _graph.aligned("weights", weights))
+        noise = _check.as_float("noise", noise)
         if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or weights.size == 0:
             raise ValueError(
                 f"weights must be square [n, n] with n >= 1, got shape {weights.shape}"

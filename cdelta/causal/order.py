@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from cdelta import _check, _roles
+from cdelta._features import table
 from cdelta._pytree import as_pytree
 from cdelta.causal._waves import Sums, WaveVelocity, draw_waves
 
@@ -164,10 +165,10 @@ def find_order(
     (three standard errors): always where mechanisms are linear, whose order nothing in the law
     tells. Standard errors are those of the jackknife over groups of samples, each fitted again.
 
-    ``samples``: ``[n, d]``, with ``names`` if wanted, or a mapping from names to columns; at least
-    100 samples of two features or more, whose scales do not matter. ``key`` shuffles the samples
-    and draws frequencies and the normal sample: the same key gives the same result. Ten thousand
-    samples of five features take some ten CPU seconds.
+    ``samples``: ``[n, d]``, with ``names`` if wanted, a data frame, or a mapping from names to
+    columns; at least 100 samples of two features or more, whose scales do not matter. ``key``
+    shuffles the samples and draws frequencies and the normal sample: the same key gives the same
+    result. Ten thousand samples of five features take some ten CPU seconds.
 
     What it supposes is not checked by it: no hidden common cause, additive noises, normal, and
     mechanisms that bend. Raises ValueError for samples that are not finite, too few or constant,
@@ -282,7 +283,10 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
             raise ValueError(f"samples must hold columns of one length, got shapes {shapes}")
         x = jnp.stack(columns, axis=1)
     else:
-        x = _check.as_float("samples", samples)
+        columns = list(getattr(samples, "columns", ()))  # a data frame's
+        if names is None and columns and all(isinstance(column, str) for column in columns):
+            names = columns
+        x = _check.as_float("samples", table("samples", samples)[0])
         names = () if names is None else tuple(names)
     if x.ndim != 2 or x.shape[1] < 2 or len(x) < _LEAST:
         raise ValueError(

@@ -107,6 +107,7 @@ def test_standard_errors_of_scores_are_the_spread_of_repeated_ones():
         ((lambda t, x: x[:1], np.ones((40, 2))), r"velocity\(t, x\) must have shape"),
         ((lambda t, x: jnp.sqrt(x), -np.ones((40, 2))), "finite Jacobian"),
         ((3, np.ones((40, 2))), "velocity must be a function"),
+        ((lambda x, t: -t * x, np.ones((40, 2))), r"velocity must take the time first, .*\(x, t\)"),
         ((lambda t, x: x, np.ones((20, 2))), "groups must be"),
         ((lambda t, x: x, np.ones(40)), "x must have shape"),
         ((lambda t, x: x, np.full((40, 2), np.nan)), "x must be finite"),
