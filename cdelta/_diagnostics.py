@@ -94,28 +94,72 @@ class Method(NamedTuple):
         return self.cost * self.variance
 
 
-def methods(matrices: Float[np.ndarray, "N n n"], d: int, dearer: float = 1.0) -> list[Method]:
+class Scatter(NamedTuple):
+    """S = J Jᵀ over latents: its mean, E‖S - E S‖², E(tr S)² and E‖S‖²."""
+
+    mean: np.ndarray  # [n, n]
+    spread: float
+    trace_squared: float
+    squared: float
+
+
+class Sums(NamedTuple):
+    """What :class:`Scatter` is made of, summed over latents, as differences from the first one:
+    where all are alike nothing is left of their squares."""
+
+    count: int
+    first: np.ndarray | None  # [n, n]
+    difference: np.ndarray  # [n, n]
+    difference_squared: float
+    trace_squared: float
+    squared: float
+
+    @classmethod
+    def zero(cls, n: int) -> "Sums":
+        return cls(0, None, np.zeros((n, n)), 0.0, 0.0, 0.0)
+
+    def plus(self, matrices: Float[np.ndarray, "N n n"]) -> "Sums":
+        if not len(matrices):
+            return self
+        first = matrices[0].copy() if self.first is None else self.first
+        apart = matrices - first
+        return Sums(
+            self.count + len(matrices),
+            first,
+            self.difference + apart.sum(0),
+            self.difference_squared + float(np.vdot(apart, apart)),
+            self.trace_squared + float((np.trace(matrices, axis1=1, axis2=2) ** 2).sum()),
+            self.squared + float(np.vdot(matrices, matrices)),
+        )
+
+    def scatter(self) -> Scatter | None:
+        """None of fewer than two latents."""
+        if self.count < 2:
+            return None
+        apart = self.difference / self.count
+        spread = max(self.difference_squared / self.count - float(np.vdot(apart, apart)), 0.0)
+        parts = self.trace_squared / self.count, self.squared / self.count
+        return Scatter(self.first + apart, spread, *parts)
+
+
+def methods(scatter: Scatter, d: int, dearer: float = 1.0) -> list[Method]:
     r"""Rows, and products along 1, 2, 4, … probes, cheapest for a given error first.
 
     .. math:: E\|\hat S - ES\|^2 = E\|S - ES\|^2 + \frac1P \frac{d - P}{d - 1}
               \frac{d\,E(\operatorname{tr} S)^2 + (d - 2)\,E\|S\|^2}{d + 2}
 
-    with S = J Jᵀ at one of N latents of d dimensions, and P orthogonal probes of length √d (chapter
-    18). Costs are counted in evaluations: a solution and P tangents are 1 + P, rows of n features
+    with S = J Jᵀ at one latent of d dimensions, and P orthogonal probes of length √d (chapter 18).
+    Costs are counted in evaluations: a solution and P tangents are 1 + P, rows of n features
     2 + 2n, times how much ``dearer`` they were measured to be than that. Where two prices are
     within rounding of each other (both 0, for an affine map), rows.
     """
-    n = matrices.shape[1]
-    mean = matrices.mean(0)
-    size = (mean**2).sum() or 1.0
-    spread = ((matrices - mean) ** 2).sum((1, 2)).mean()
-    traces, squares = np.trace(matrices, axis1=1, axis2=2), (matrices**2).sum((1, 2))
-    term = (d * (traces**2).mean() + (d - 2) * squares.mean()) / (d + 2)
-    found = [Method("rows", 1, dearer * (2.0 + 2 * n), float(spread / size))]
+    n, size = len(scatter.mean), (scatter.mean**2).sum() or 1.0
+    term = (d * scatter.trace_squared + (d - 2) * scatter.squared) / (d + 2)
+    found = [Method("rows", 1, dearer * (2.0 + 2 * n), float(scatter.spread / size))]
     probes = 1
     while probes <= min(d, 64):
         left = (d - probes) / (d - 1) / probes if d > 1 else 0.0
-        variance = float((spread + left * term) / size)
+        variance = float((scatter.spread + left * term) / size)
         found.append(Method("jvp", probes, 1.0 + probes, variance))
         probes *= 2
     return sorted(found, key=lambda one: (round(one.price, 12), one.method != "rows"))

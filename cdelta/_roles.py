@@ -30,7 +30,7 @@ def parameters(function: Any) -> list[str]:
     if inspect.ismethod(function):
         return parameters(function.__func__)[1:]
     if not inspect.isroutine(function) and not isinstance(function, type):
-        call = _bare(getattr(type(function), "__call__", None))
+        call = _bare(type(function).__call__) if callable(function) else None
         if inspect.isfunction(call):
             return parameters(call)[1:]
     try:
@@ -102,3 +102,19 @@ def refuse_time_first(name: str, function: Callable, advice: str) -> None:
         raise ValueError(
             f"{name} must take the time last, got parameters ({', '.join(names)}): {advice}"
         )
+
+
+def refuse_more(name: str, function: Any, what: str) -> None:
+    """Refuse a function that cannot be called with one argument."""
+    if not callable(function):
+        return
+    try:
+        signature = inspect.signature(_bare(function), follow_wrapped=False)
+    except (TypeError, ValueError):  # built in
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} must take one {what} and nothing else, got a function of {signature}"
+        ) from error

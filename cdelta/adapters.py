@@ -571,6 +571,7 @@ def _schedule(value: Any) -> Schedule:
 
 # -------------------------------------------------------------------------------- diffusion models
 
+
 def _time_first(model: Any) -> Any:
     """A model whose parameters are called (x, t) or so, as one of (t, x)."""
     return time_last(model) if len(_roles.state_first(model, vague=True)) == 2 else model

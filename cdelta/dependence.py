@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from cdelta import _check, _features, jacobian
+from cdelta import _check, _features, _roles, jacobian
 from cdelta._features import Feature, Labels, Several
 from cdelta._precision import working
 from cdelta._pytree import as_pytree
@@ -253,7 +253,7 @@ def _rounding(x0: Array, gradients: Array) -> Array:
 
 def _in_units(gradients: Array) -> tuple[Array, Array]:
     """Rows in units of their size, whose squares stay in range, and the units ``[n]``."""
-    unit = power_of_two(jnp.abs(gradients).max(1))
+    unit = power_of_two(jax.lax.stop_gradient(jnp.abs(gradients).max(1)))
     return gradients / unit[:, None], unit
 
 
@@ -476,7 +476,7 @@ def held_moment(
     ``method="rows"`` takes all n gradients and the exact :math:`J P J^{\mathsf T}`; "jvp" takes the
     held gradients and products with projected probes, cheaper when n is large. Otherwise as
     :func:`wiggle_moment`. Raises ValueError also for an index out of range, when all features are
-    held, and when no latent is left.
+    held or as many as the latent has dimensions, and when no latent is left.
     """
     if weighting not in ("inverse_norm", "uniform"):
         raise ValueError(f"weighting must be 'inverse_norm' or 'uniform', got {weighting!r}")
@@ -485,6 +485,11 @@ def held_moment(
     options = Run.of(run)
     f, labels, products = _looked_at(f, shape, method, 1.0, probes, options, names)
     held = labels.held("held", held)
+    if len(held) >= products.size:
+        raise ValueError(
+            f"held must be fewer than the latent's dimensions {products.size}, or nothing is left "
+            f"to move, got {labels.shown(held)}"
+        )
     statistic = _Held(products, held, weighting)
     return average(statistic, f, key, samples, labels.n, options, held=held, names=labels.names)
 
@@ -683,6 +688,7 @@ def _looked_at(
         raise ValueError(f"method must be 'rows', 'jvp' or 'finite_difference', got {method!r}")
     if not callable(f):
         raise ValueError(f"f must be a function of one latent, got {type(f).__name__}")
+    _roles.refuse_more("f", f, "latent")
     if not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")
     sizes = np.atleast_1d(np.asarray(shape, dtype=object)).tolist()

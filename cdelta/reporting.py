@@ -11,6 +11,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from cdelta import _check, _diagnostics, _files, dependence, moment as _moment
+from cdelta import _check, _diagnostics, _files, _roles, dependence, moment as _moment
 from cdelta._diagnostics import jointly
 from cdelta._extras import optional
 from cdelta._features import Labels, Several
@@ -35,6 +36,9 @@ from cdelta.moment import Moment
 PILOT = 64  # latents on which the solver is chosen
 _FEW = 8  # latents at a time, where each is looked at
 LOOKED_AT = 2048  # latents, at most, whose Jacobians are looked at one by one
+SEEN = 64  # features, at most, of which steps and precisions are compared
+MOST_FEATURES = 2048
+_ENTRIES = 2**22  # of the matrices of one batch of the pilot
 STEPS = (4, 8, 16, 32, 64, 128, 256)
 _PAIRS = 10  # of correlations that sentences are made of
 _FORMAT = 1
@@ -252,7 +256,7 @@ def report(
     names: Sequence[str] | None = None,
     held: Several | None = None,
     graph: Any = None,
-    order: Sequence[int | str] | None = None,
+    order: Several | None = None,
     budget: int | float = 4096,
     **run: Any,
 ) -> Report:
@@ -267,8 +271,9 @@ def report(
     ``held``: features to hold (C4). ``graph``: ``graph[i, j]`` true where j is a cause of i (an
     array, nested lists, a mapping from features to their causes, or a ``networkx.DiGraph`` with
     arrows from causes), which gives interventions (C9) and an ``order`` from first cause to last
-    effect (or give that alone), for how far the frame turns (C11). Interventions are on what is
-    held, else on every feature with an effect.
+    effect (or give that alone), for how far the frame turns (C11): of as many features as the
+    latent has dimensions. Interventions are on what is held, else on every feature with an effect.
+    A data frame is a graph too, read by the names of its rows and columns.
 
     ``budget``: **an integer is the number of latents of each moment, and the report then depends
     on the key alone; a float is seconds**, on the wall, compilations included. Each moment then
@@ -281,32 +286,29 @@ def report(
     it: the solver's bias, by doubling the steps; the tail of :math:`\|J\|^2` (C14) and as how many
     samples a moment counts; features that are constant, or flat at some latents; features with
     jumps, whose variance no Jacobian sees (C3); Jacobians that are not finite; rounding in single
-    precision. Whether Jacobians are seen as rows or as products along probes follows from their
-    measured variance and their cost, which is counted in evaluations; with a budget in seconds, and
-    where that takes a small part of it, both are timed by the process's own clock.
+    precision. None of it depends on the units of f's numbers. Whether Jacobians are seen as rows or
+    as products along probes follows from their measured variance and their cost, which is counted
+    in evaluations; with a budget in seconds, and where that takes a small part of it, both are
+    timed by the process's own clock.
+
+    Memory grows with the square of the number of features; 2048 are taken at most. A budget of more
+    than an hour is warned of: it may have been meant as a number of latents.
 
     Raises ValueError for a map that is none of the three, or two of them at once, and for features,
     graphs and budgets that make no sense.
     """
-    budget = _Budget.of(budget)
-    _words("key", key)
-    run = {"progress": False, **run}  # one bar a moment would say little
-    options = Run.of(run)
-    if options.resume is not None:
-        raise ValueError("resume belongs to one estimator, a report runs several")
-    shape = tuple(
-        _check.count("shape", size) for size in np.atleast_1d(np.asarray(shape, object)).tolist()
-    )
-    keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
-    subject = _Subject.of(f, features, shape, options)
-    labels = dependence._looked_at(subject.map(), shape, "rows", 1.0, 1, options, names)[1]
-    parents = None if graph is None else _graph.parents(graph, labels)
-    wanted = _Wanted.of(labels, held, parents, order, math.prod(shape))
+    asked = _Asked.of(f, key, shape, features, names, budget, run).wanting(held, graph, order)
+    asked.budget.warn()
+    return _made(asked)
 
+
+def _made(asked: "_Asked") -> Report:
+    subject, shape, options, budget = asked.subject, asked.shape, asked.options, asked.budget
+    labels, wanted, keys = asked.labels, asked.wanted, asked.keys
     findings: list[Finding] = []
-    f, solver, found = _solved(subject, keys["pilot"], shape, options, budget)
+    f, solver, found = _solved(subject, keys["pilot"], shape, options, budget, labels.n)
     findings += found
-    f = dependence._looked_at(f, shape, "rows", 1.0, 1, options, names)[0]
+    f = dependence._looked_at(f, shape, "rows", 1.0, 1, options, asked.names)[0]
 
     look = _look(f, keys["look"], min(budget.noise, LOOKED_AT), shape, options, budget.part(0.15))
     findings += _about_features(look, labels)
@@ -315,7 +317,7 @@ def report(
     chosen, found = _method(look, shape, dearer)
     findings += found
 
-    again = {"names": labels.names, **run}
+    again = {"names": labels.names, **asked.run}
     if budget.seconds is not None and options.batch is None:
         again["batch"] = budget.batch(look, labels.n, wanted.work, len(options.devices))
     moments, four, turn, failed = _estimates(f, keys, shape, budget, chosen, wanted, labels, again)
@@ -331,6 +333,50 @@ def report(
         counts = [one.samples for name, one in moments.items() if name in _FOUR]
         samples = min(counts or [one.samples for one in moments.values()], default=0)
     return Report(moments, findings, samples, solver, method, turn, labels.names, budget.spent)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What a report is asked for, once it is known to make sense: everything is refused here,
+    before anything is computed."""
+
+    subject: "_Subject"
+    labels: Labels
+    names: Sequence[str] | None
+    shape: tuple[int, ...]
+    keys: dict[str, Any]
+    budget: "_Budget"
+    run: dict[str, Any]
+    options: Run
+    wanted: "_Wanted"
+
+    @classmethod
+    def of(
+        cls, f: Any, key: Any, shape: Any, features: Any, names: Any, budget: Any, run: dict
+    ) -> "_Asked":
+        budget = _Budget.of(budget)
+        _words("key", key)
+        run = {"progress": False, **run}  # one bar a moment would say little
+        options = Run.of(run)
+        if options.resume is not None:
+            raise ValueError("resume belongs to one estimator, a report runs several")
+        sizes = np.atleast_1d(np.asarray(shape, object)).tolist()
+        shape = tuple(_check.count("shape", size) for size in sizes)
+        keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
+        subject = _Subject.of(f, features, shape, options)
+        labels = dependence._looked_at(subject.map(), shape, "rows", 1.0, 1, options, names)[1]
+        if labels.n > MOST_FEATURES:
+            raise ValueError(
+                f"features must be at most {MOST_FEATURES} in a report, whose moments are matrices "
+                f"of all pairs, got {labels.n}: give features=, a map to those that are asked about"
+            )
+        return cls(subject, labels, names, shape, keys, budget, run, options, _Wanted((), (), ()))
+
+    def wanting(self, held: Any, graph: Any, order: Any) -> "_Asked":
+        """With what is held, the graph and the order."""
+        parents = None if graph is None else _graph.parents(graph, self.labels)
+        wanted = _Wanted.of(self.labels, held, parents, order, math.prod(self.shape))
+        return dataclasses.replace(self, wanted=wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +400,16 @@ class _Budget:
         if not (math.isfinite(budget) and budget > 0):
             raise ValueError(f"budget must be positive, got {budget!r}")
         return cls(_MOST, LOOKED_AT, float(budget), start)
+
+    def warn(self) -> None:
+        """A float above an hour may have been meant as a number of latents."""
+        if self.seconds is not None and self.seconds > 3600:
+            warnings.warn(
+                f"budget={self.seconds!r} is a float, so these are seconds, "
+                f"{self.seconds / 3600:.3g} hours; a number of latents is an integer: "
+                f"budget={round(self.seconds)}",
+                stacklevel=3,
+            )
 
     @property
     def spent(self) -> float:
@@ -414,6 +470,7 @@ class _Subject:
     def of(cls, f: Callable, features: Callable | None, shape: tuple, run: Run) -> "_Subject":
         if features is not None and not callable(features):
             raise ValueError(f"features must be a function, got {type(features).__name__}")
+        _roles.refuse_more("features", features, "sample")
         kind = _kind(f, shape, run.dtype)
         if kind != "map" and features is None and len(shape) != 1:
             raise ValueError(
@@ -489,11 +546,13 @@ class _Wanted:
     held: tuple[int, ...]
     do: tuple[tuple[int, tuple[int, ...]], ...]
     order: tuple[int, ...]
+    beyond: tuple[int, ...] = ()  # of the order, those after as many as the latent has dimensions
 
     @classmethod
     def of(
         cls, labels: Labels, held: Any, parents: np.ndarray | None, order: Any, d: int
     ) -> "_Wanted":
+        held, order = (None if _is_empty(part) else part for part in (held, order))
         held = () if held is None else labels.held("held", held)
         if order is not None:
             order = labels.indices("order", order)
@@ -508,7 +567,7 @@ class _Wanted:
             targets = held or [k for k in range(labels.n) if parents[:, k].any()]
             do = [(k, tuple(np.flatnonzero(parents[k]).tolist())) for k in targets]
         order = tuple(order or ())
-        return cls(held, tuple(do), order if len(order) <= d else ())
+        return cls(held, tuple(do), order[:d], order[d:])
 
     @property
     def work(self) -> float:
@@ -516,39 +575,82 @@ class _Wanted:
         return 4.5 + bool(self.held) + len(self.do) + 2 * (len(self.order) > 1)
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether these are no features at all, as a program may find them."""
+    return not isinstance(value, str) and hasattr(value, "__len__") and len(value) == 0
+
+
 # ---------------------------------------------------------------------- looked at one by one
 
 
 class _Look(NamedTuple):
-    """What some latents say one by one: the latents, f there, lengths of gradients, J Jᵀ in units
-    of ``unit``, whether all is finite; and the seconds of one latent, on the wall and of work."""
+    """What some latents say one by one: the latents, f there, lengths of gradients, whether all is
+    finite; the seconds of one latent, on the wall and of work.
+
+    And J Jᵀ, each feature in a ``unit`` of its own, about the length of its gradient (0 where it
+    has none): whole at the first PILOT latents, of the ``seen`` features; of all of them its
+    scatter over the finite latents. So memory grows with the square of the features and not with
+    the latents, and nothing depends on the units in which f gives its numbers.
+    """
 
     latents: np.ndarray  # [N, *shape]
     values: np.ndarray  # [N, n]
     lengths: np.ndarray  # [N, n]
-    matrices: np.ndarray  # [N, n, n]
     finite: np.ndarray  # [N]
+    unit: np.ndarray  # [n]
+    matrices: np.ndarray  # [at most PILOT, seen, seen]
+    scatter: _diagnostics.Scatter | None  # None where less than two latents are finite
     seconds: float
     work: float
 
     @property
+    def seen(self) -> tuple[int, ...]:
+        return _seen(len(self.unit))
+
+    @property
     def good(self) -> "_Look":
         """The latents where everything is finite."""
-        parts = [part[self.finite] for part in self[:5]]
-        return _Look(*parts, self.seconds, self.work)
+        parts = [part[self.finite] for part in self[:4]]
+        matrices = self.matrices[self.finite[: len(self.matrices)]]
+        return _Look(*parts, self.unit, matrices, *self[6:])
+
+
+def _seen(n: int) -> tuple[int, ...]:
+    """The features of which matrices are kept: all, or SEEN of them, evenly."""
+    return tuple(np.linspace(0, n - 1, min(n, SEEN)).round().astype(int).tolist())
+
+
+class _Some:
+    """Some of a map's features."""
+
+    def __init__(self, f: Callable, which: tuple[int, ...]):
+        self.f, self.which = f, which
+
+    def __call__(self, x: Array) -> Array:
+        return self.f(x)[jnp.asarray(self.which)]
+
+
+jax.tree_util.register_pytree_node(
+    _Some, lambda some: ((some.f,), some.which), lambda which, children: _Some(*children, which)
+)
 
 
 @functools.lru_cache(16)
 def _looking(dtype: str, platform: str, structure: Any) -> Callable:
-    """The program for all f of one structure: what is no longer used takes its constants along."""
+    """The program for all f of one structure: what is no longer used takes its constants along.
+
+    f at each latent, whether f and J are finite there, the size of each gradient as a power of two,
+    and J Jᵀ in these: squares of large or small numbers would leave single precision.
+    """
 
     def look(leaves, latents):
         f = structure.unflatten(leaves)
 
         def one(x):
             values, rows = dependence._Products(x.shape, dtype).rows(f, x)
-            matrix = jnp.matmul(rows, rows.T, precision="highest")
-            return values, jnp.linalg.norm(rows, axis=1), matrix
+            finite = jnp.isfinite(values).all() & jnp.isfinite(rows).all()
+            rows, size = dependence._in_units(jnp.where(finite, rows, 0))
+            return values, finite, size, jnp.matmul(rows, rows.T, precision="highest")
 
         return jax.vmap(one)(latents)
 
@@ -564,29 +666,51 @@ def _look(
     f: Callable, key: Any, samples: int, shape: tuple, run: Run, until: float | None = None
 ) -> _Look:
     """At ``samples`` latents, or as many as there are before the clock shows ``until``."""
-    batch = run.batch or _FEW
     leaves, structure = jax.tree.flatten(f)
+    n = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, run.dtype)).shape[0]
+    batch = max(1, min(run.batch or _FEW, _ENTRIES // n**2))
     program = _looking(run.dtype.name, run.devices[0].platform, structure)
-    parts, walls, works = [], [], []
-    for first in range(0, max(samples, 2 * batch), batch):  # the first one is compiled for
+    walls, works = [], []
+
+    def looked(first):
         latents = _drawn(key, jnp.arange(first, first + batch), shape).astype(run.dtype)
         wall, work = _now(), _worked()
         done = jax.block_until_ready(program(leaves, latents))
         walls.append(_now() - wall)
         works.append(_worked() - work)
-        parts.append([np.asarray(part, np.float64) for part in (latents, *done)])
+        values, finite, sizes, matrices = map(np.asarray, done)
+        lengths = np.sqrt(np.diagonal(matrices, axis1=1, axis2=2).astype(np.float64)) * sizes
+        parts = np.asarray(latents), values, lengths
+        return *(part.astype(np.float64) for part in parts), finite, sizes, matrices
+
+    first = [looked(place) for place in range(0, min(batch, _FEW), batch)]  # is compiled for
+    heads = first + [looked(place)[:4] for place in range(batch, _FEW, batch)]
+    lengths, finite = (np.concatenate([head[part] for head in heads])[:_FEW] for part in (2, 3))
+    unit = np.sqrt((lengths[finite] ** 2).mean(0)) if finite.any() else np.zeros(n)
+    seen, kept, parts, sums = np.array(_seen(n)), [], [], _diagnostics.Sums.zero(n)
+    for start in range(0, max(samples, 2 * batch), batch):
+        latents, values, lengths, finite, sizes, matrices = first.pop() if first else looked(start)
+        parts.append((latents, values, lengths, finite))
+        inside = np.arange(start, start + batch) < samples
+        for length in lengths[finite & inside] if (unit == 0).any() else ():
+            unit = np.where(unit > 0, unit, length)  # of what has not moved before: so far all 0
+        scale = np.divide(sizes, unit, out=np.zeros_like(lengths), where=unit > 0)
+        whole = matrices * scale[:, :, None] * scale[:, None, :]
+        sums = sums.plus(whole[finite & inside])
+        if start < PILOT:
+            kept.append(whole[inside][:, seen[:, None], seen])
         if until is not None and len(parts) > 1 and _now() > until:
             break
-    latents, values, lengths, matrices = (
+    latents, values, lengths, finite = (
         np.concatenate(part)[:samples] for part in zip(*parts, strict=True)
     )
-    finite = np.isfinite(values).all(1) & np.isfinite(matrices).all((1, 2))
     seconds, work = statistics.median(walls[1:]) / batch, min(works) / batch
-    return _Look(latents, values, lengths, matrices, finite, seconds, work)
+    kept = np.concatenate(kept)[:PILOT]
+    return _Look(latents, values, lengths, finite, unit, kept, sums.scatter(), seconds, work)
 
 
 def _solved(
-    subject: _Subject, key: Any, shape: tuple, run: Run, budget: _Budget
+    subject: _Subject, key: Any, shape: tuple, run: Run, budget: _Budget, n: int
 ) -> tuple[Callable, str, list[Finding]]:
     """The map, its solver in words, and what doubling its steps says."""
     if subject.kind == "map":
@@ -596,22 +720,24 @@ def _solved(
 
     def looked(f):
         f = dependence._looked_at(f, shape, "rows", 1.0, 1, run)[0]
+        f = f if n <= SEEN else _Some(f, _seen(n))
         return _look(f, key, pilot, shape, run, budget.part(0.03))
 
     def compared(coarse, fine):
         least = min(len(coarse.finite), len(fine.finite))  # the clock may have ended one earlier
-        coarse, fine = (_Look(*(p[:least] for p in look[:5]), *look[5:]) for look in (coarse, fine))
-        both = coarse.finite & fine.finite
+        both = coarse.finite[:least] & fine.finite[:least]
         if both.sum() < 2:
             return None
-        return _diagnostics.doubling(coarse.matrices[both], fine.matrices[both], samples)
+        unit = np.where(coarse.unit > 0, coarse.unit, fine.unit)
+        alike = [_in_unit(look, unit)[:least][both] for look in (coarse, fine)]
+        return _diagnostics.doubling(*alike, samples)
 
     if subject.kind == "flow":
         flow = subject.f
         how = f"rtol {flow.rtol:g}" if flow.rtol is not None else f"{flow.steps} steps"
         solver = f"{flow.solver}, {how}"
         found = compared(looked(subject.map()), looked(subject.halved()))
-        return subject.map(), solver, _about_steps(solver, found, samples, "as it was given")
+        return subject.map(), solver, _about_steps(solver, found, samples, "as it was given", n)
 
     method = _asked_where_finite(subject.f, key, shape, run)
     looks = {}
@@ -625,7 +751,14 @@ def _solved(
         if found is None or found.ratio <= 0.5 or late:
             break
     solver = f"{method}, {steps} steps"
-    return subject.map(method, steps), solver, _about_steps(solver, found, samples, "chosen")
+    return subject.map(method, steps), solver, _about_steps(solver, found, samples, "chosen", n)
+
+
+def _in_unit(look: _Look, unit: np.ndarray) -> np.ndarray:
+    """Its matrices, with the features that are seen in these units."""
+    seen = list(look.seen)
+    scale = np.divide(look.unit, unit, out=np.zeros_like(unit), where=unit > 0)[seen]
+    return look.matrices * np.outer(scale, scale)
 
 
 def _asked_where_finite(velocity: Callable, key: Any, shape: tuple, run: Run) -> str:
@@ -640,11 +773,12 @@ def _asked_where_finite(velocity: Callable, key: Any, shape: tuple, run: Run) ->
 
 
 def _about_steps(
-    solver: str, found: _diagnostics.Doubling | None, samples: int, how: str
+    solver: str, found: _diagnostics.Doubling | None, samples: int, how: str, n: int
 ) -> list[Finding]:
     if found is None:
         return [Finding(f"Solver {solver}: no two latents are finite.", "solver", warning=True)]
     moved = describe(found.change, found.stderr)
+    how += f", seen at {SEEN} of {n} features" if n > SEEN else ""
     if found.ratio <= 1:
         text = (
             f"Solver {solver} ({how}): its bias, from steps of half the size, is at most "
@@ -698,9 +832,9 @@ def _method(
 ) -> tuple[_diagnostics.Method, list[Finding]]:
     """Rows or products, with what the choice costs."""
     good, d = look.good, math.prod(shape)
-    if len(good.matrices) < 2:
+    if good.scatter is None:
         return _diagnostics.Method("rows", 1, 1.0, 1.0), []
-    ranked = _diagnostics.methods(good.matrices, d, 1.0 if dearer is None else dearer)
+    ranked = _diagnostics.methods(good.scatter, d, 1.0 if dearer is None else dearer)
     best = ranked[0]
     other = next(one for one in ranked if one.method != best.method)
     names = {
@@ -833,7 +967,7 @@ def _share(count: int, total: int) -> tuple[float, float]:
 
 
 def _percent(share: float, error: float) -> str:
-    return f"{describe(100 * share, 100 * error)} %"
+    return f"{describe(100 * share, 100 * error) if error else f'{100 * share:.3g}'} %"
 
 
 def _about_features(look: _Look, labels: Labels) -> list[Finding]:
@@ -850,39 +984,73 @@ def _about_features(look: _Look, labels: Labels) -> list[Finding]:
     good = look.good
     if not len(good.lengths):
         return found
+    constant, flat = [], []
+    count = len(good.lengths)
     for i, share in enumerate(_diagnostics.flat(good.lengths)):
-        name, count = _called(labels, i), round(share * len(good.lengths))
-        share, error = _share(count, len(good.lengths))
         if share == 1:
-            text = f"{name} is constant: its gradient is 0 at all {count} latents looked at."
-            found.append(Finding(text, "constant", 1.0, 0.0, warning=True))
-        elif share - 2 * error > 0.02:
+            constant.append(i)
+        elif share - 2 * _share(round(share * count), count)[1] > 0.02:
+            flat.append((share, i))
+    for some in _in_few(constant):
+        one = len(some) == 1
+        text = (
+            f"{_listed(some, labels)} {'is' if one else 'are'} constant: "
+            f"{'its gradient is' if one else 'their gradients are'} 0 at all {count} latents "
+            "looked at."
+        )
+        found.append(Finding(text, "constant", 1.0, 0.0, warning=True))
+    for some in _in_few([i for _, i in sorted(flat, key=lambda pair: (-pair[0], pair[1]))]):
+        share = dict((i, share) for share, i in flat)[some[0]]
+        share, error = _share(round(share * count), count)
+        if len(some) == 1:
             text = (
-                f"{name} is flat at {_percent(share, error)} of the latents: its gradient there is "
-                "below a thousandth of its usual length. Holding it means little; a logit before "
-                "its saturation would not be flat."
+                f"{_listed(some, labels)} is flat at {_percent(share, error)} of the latents: its "
+                "gradient there is below a thousandth of its usual length. Holding it means "
+                "little; a logit before its saturation would not be flat."
             )
-            found.append(Finding(text, "flat", share, error, warning=True))
+        else:
+            text = (
+                f"{_listed(some, labels)} are flat at up to {_percent(share, error)} of the "
+                "latents: their gradients there are below a thousandth of their usual length. "
+                "Holding one means little; logits before their saturation would not be flat."
+            )
+        found.append(Finding(text, "flat", share, error, warning=True))
     return found
+
+
+def _in_few(some: list[int]) -> list[list[int]]:
+    """A sentence for each, or one for all where these would be many."""
+    return [[i] for i in some] if len(some) <= _PAIRS else [some]
+
+
+def _listed(some: Sequence[int], labels: Labels) -> str:
+    if len(some) == 1:
+        return _called(labels, some[0])
+    named = ", ".join(str(name) for name in labels.shown(some[:_PAIRS]))
+    return f"{len(some)} features ({named}{', …' if len(some) > _PAIRS else ''})"
 
 
 def _about_rounding(f: Callable, look: _Look, shape: tuple, run: Run) -> list[Finding]:
     """What single precision loses, at a few latents."""
     good = look.good
-    if run.dtype != jnp.float32 or len(good.latents) < 2:
+    few, seen = min(len(good.matrices), 8), list(look.seen)
+    if run.dtype != jnp.float32 or few < 2:
         return []
-    few = slice(0, 8)
+    some = f if len(seen) == len(look.unit) else _Some(f, look.seen)
     try:
         with jax.enable_x64(True):
-            latents = jnp.asarray(good.latents[few], jnp.float64)
-            leaves, structure = jax.tree.flatten(f)
+            latents = jnp.asarray(good.latents[:few], jnp.float64)
+            leaves, structure = jax.tree.flatten(some)
             program = _looking("float64", run.devices[0].platform, structure)
-            exact = [np.asarray(part, np.float64) for part in program(leaves, latents)]
+            sizes, exact = (np.asarray(part) for part in program(leaves, latents)[2:])
     except Exception as error:  # of f: it may be bound to its own precision
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return [Finding(f"Rounding is not known: in double precision {reason}", "rounding")]
-    size = np.sqrt((exact[2] ** 2).sum((1, 2)).mean()) or 1.0
-    lost = np.sqrt(((good.matrices[few] - exact[2]) ** 2).sum((1, 2))) / size
+    unit = look.unit[seen]
+    scale = np.divide(sizes, unit, out=np.zeros_like(sizes), where=unit > 0)
+    exact = exact * scale[:, :, None] * scale[:, None, :]
+    size = np.sqrt((exact**2).sum((1, 2)).mean()) or 1.0
+    lost = np.sqrt(((good.matrices[:few] - exact) ** 2).sum((1, 2))) / size
     value, error = float(lost.mean()), float(lost.std(ddof=1) / math.sqrt(len(lost)))
     if value < 1e-3:
         return []
@@ -948,10 +1116,13 @@ def _about_moments(
     jumping = np.zeros(labels.n, bool)
     if covariance is not None and samples is not None:
         scores, jumping = _diagnostics.jumps(samples, covariance)
-        for i in np.flatnonzero(jumping).tolist():
+        worst = sorted(np.flatnonzero(jumping).tolist(), key=lambda i: -abs(scores[i]))
+        for some in _in_few(worst):
+            i = some[0]
+            whose = "" if len(some) == 1 else f"{_listed(some, labels)} jump. "
             text = (
-                f"{_called(labels, i)} has variance {describe(*samples[i, i])} over samples and "
-                f"{describe(*covariance[i, i])} by its Jacobian ({abs(scores[i]):.2g} standard "
+                f"{whose}{_called(labels, i)} has variance {describe(*samples[i, i])} over samples "
+                f"and {describe(*covariance[i, i])} by its Jacobian ({abs(scores[i]):.2g} standard "
                 "errors apart): it jumps, as a threshold does, and no Jacobian sees that. Take "
                 "what it is a threshold of."
             )
@@ -1086,8 +1257,21 @@ def _about_held(name, one, base, labels, jumping) -> list[Finding]:
 
 
 def _about_turn(turn: FrameTurn | None, labels: Labels, wanted: _Wanted) -> list[Finding]:
+    found = []
+    if wanted.beyond:
+        first, rest = (labels.shown(some) for some in (wanted.order, wanted.beyond))
+        said = "nothing is known of the turn (C11)"
+        if len(first) > 1:
+            said = f"the turn (C11) is that of {', '.join(map(str, first))} alone"
+        text = (
+            f"The order has {len(first) + len(rest)} features and a latent {len(first)} "
+            f"dimension{'s' * (len(first) > 1)}, too few for a direction of each: {said}, and "
+            f"{', '.join(map(str, rest))} {'moves' if len(rest) == 1 else 'move'} only with the "
+            "features before."
+        )
+        found.append(Finding(text, "turn", float(len(rest)), warning=True))
     if turn is None:
-        return []
+        return found
     worst = int(np.argmax(turn.turn))
     value, error = float(turn.turn[worst]), float(turn.stderr[worst])
     name = _called(labels, wanted.order[worst])
@@ -1099,4 +1283,4 @@ def _about_turn(turn: FrameTurn | None, labels: Labels, wanted: _Wanted) -> list
         )
     else:
         text = f"The frame turns by no more than {describe(value, error)} (C11; {name})."
-    return [Finding(text, "turn", value, error, warning=turns)]
+    return [*found, Finding(text, "turn", value, error, warning=turns)]

@@ -351,9 +351,13 @@ def test_an_adapter_refuses_what_a_flow_refuses(unchecked, name, swapped):
 
 def test_time_last_refuses_a_function_of_the_time_first(unchecked):
     for v in (shrinking, adapters.batched(shrinking), adapters.time_last(lambda x, t: -x * t)):
-        with pytest.raises(ValueError, match=r"time last, got parameters \(t, x\): leave time_last"):
+        with pytest.raises(
+            ValueError, match=r"time last, got parameters \(t, x\): leave time_last"
+        ):
             adapters.time_last(v)
-    with pytest.raises(ValueError, match=r"time first, .*\(x, label, t\): pass a function \(t, x, …"):
+    with pytest.raises(
+        ValueError, match=r"time first, .*\(x, label, t\): pass a function \(t, x, …"
+    ):
         adapters.batched(lambda x, label, t: x)
 
 

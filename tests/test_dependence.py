@@ -217,7 +217,10 @@ def test_latents_where_nothing_can_be_held_are_left_out_and_counted():
     with pytest.raises(
         ValueError, match=r"features \[1, 2\] cannot be held: .* every one of 10 latents"
     ):
-        held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (2,), 10, (1, 2))
+        held_moment(lambda x: jnp.stack([x[0], x[1], 2 * x[1]]), KEY, (3,), 10, (1, 2))
+    # as many as dimensions: what is left to move is rounding
+    with pytest.raises(ValueError, match="held must be fewer than the latent's dimensions 2"):
+        held_moment(lambda x: jnp.stack([x[0], x[1], x[0] + x[1]]), KEY, (2,), 10, (1, 0))
 
 
 def test_sample_moment_is_the_covariance_of_the_rows_and_of_the_rows_left():

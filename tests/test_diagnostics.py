@@ -10,6 +10,14 @@ from cdelta import _diagnostics
 from cdelta.dependence import sample_moment
 
 
+def scatter(matrices):
+    """In three parts, as a pilot sees them."""
+    sums = _diagnostics.Sums.zero(matrices.shape[1])
+    for part in np.array_split(matrices, [1, len(matrices) // 2]):
+        sums = sums.plus(part)
+    return sums.scatter()
+
+
 def pareto(index, size, seed=0):
     return np.random.default_rng(seed).random(size) ** (-1 / index)
 
@@ -76,7 +84,7 @@ def test_the_variance_of_products_is_the_formula(probes):
     rng = np.random.default_rng(probes)
     d, kinds = 5, rng.standard_normal((4, 3, 5))
     matrices = np.einsum("snd,smd->snm", kinds, kinds)
-    ranked = {(one.method, one.probes): one for one in _diagnostics.methods(matrices, d)}
+    ranked = {(one.method, one.probes): one for one in _diagnostics.methods(scatter(matrices), d)}
     normal = rng.standard_normal((40_000, d, probes))
     bases = np.linalg.qr(normal)[0] * math.sqrt(d)
     factors = kinds[rng.integers(4, size=40_000)] @ bases
@@ -91,13 +99,26 @@ def test_the_variance_of_products_is_the_formula(probes):
 
 def test_the_cheapest_method_for_an_error_comes_first():
     same = np.repeat(np.array([[[2.0, 1.0], [1.0, 3.0]]]), 10, axis=0)
-    assert _diagnostics.methods(same, 6)[0].method == "rows"  # exact, at every latent
+    assert _diagnostics.methods(scatter(same), 6)[0].method == "rows"  # exact, at every latent
     # forty features whose size varies: one product costs 2, rows 82, and the latents' spread stays
     sizes = np.random.default_rng(0).pareto(2, 500)
     wild = sizes[:, None, None] * np.eye(40)
-    assert _diagnostics.methods(wild, 100)[0].method == "jvp"
-    prices = [one.price for one in _diagnostics.methods(wild, 100)]
+    assert _diagnostics.methods(scatter(wild), 100)[0].method == "jvp"
+    prices = [one.price for one in _diagnostics.methods(scatter(wild), 100)]
     assert prices == sorted(prices)
+
+
+def test_sums_over_latents_are_the_averages_of_all_matrices():
+    """Alike at all latents, nothing is left of their spread: not even rounding."""
+    factors = np.random.default_rng(0).standard_normal((50, 4, 3))
+    matrices = factors @ np.swapaxes(factors, 1, 2)
+    found, mean = scatter(matrices), matrices.mean(0)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-13)
+    assert found.spread == pytest.approx(((matrices - mean) ** 2).sum((1, 2)).mean())
+    assert found.squared == pytest.approx((matrices**2).sum((1, 2)).mean())
+    assert found.trace_squared == pytest.approx((np.trace(matrices.T) ** 2).mean())
+    assert scatter(np.repeat(matrices[:1] / 3, 9, 0)).spread == 0
+    assert _diagnostics.Sums.zero(2).plus(np.ones((1, 2, 2))).scatter() is None
 
 
 def test_a_bias_is_measured_against_the_noise_that_is_to_come():

@@ -260,6 +260,95 @@ def test_rounding_is_seen_where_single_precision_loses_digits():
     assert about(report(fast, KEY, 2, budget=64), "rounding") == []
 
 
+def test_all_of_the_latents_is_a_hundred_per_cent():
+    made = report(lambda x: jnp.stack([x[0] / 0, x[1]]), KEY, 2, budget=64)
+    assert about(made, "finite")[0].startswith("f or its Jacobian is NaN or infinite at 100 % of")
+
+
+def test_an_order_longer_than_the_latent_is_said_and_its_beginning_kept():
+    f = lambda x: {"a": x[0], "b": x[0] + x[1], "c": x[0] * x[1]}  # noqa: E731
+    made = report(f, KEY, 2, order=["a", "b", "c"], budget=64)
+    said, turn = about(made, "turn")
+    assert said == (
+        "The order has 3 features and a latent 2 dimensions, too few for a direction of each: the "
+        "turn (C11) is that of a, b alone, and c moves only with the features before."
+    )
+    assert said.warning and said.value == 1 and turn.value == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(made.turn.turn, [0, 0], atol=1e-12)
+    line = report(lambda x: {"a": x[0], "b": x[0] ** 3}, KEY, 1, graph={"b": "a"}, budget=64)
+    assert "a latent 1 dimension, too few" in about(line, "turn")[0]
+    assert "nothing is known of the turn" in about(line, "turn")[0] and line.turn is None
+    whole = report(f, KEY, 2, order=["a", "b"], budget=64)
+    assert len(about(whole, "turn")) == 1
+
+
+def test_as_many_held_as_dimensions_leave_nothing():
+    """What is left is rounding, whose correlations are any number."""
+    f = lambda x: jnp.stack([x[0], x[0] + x[1], x[1] ** 2 + x[0], jnp.sin(x[1])])  # noqa: E731
+    made = report(f, KEY, 2, held=[0, 1], budget=64)
+    assert "held" not in made.moments
+    assert "held must be fewer than the latent's dimensions 2" in about(made, "failure")[0]
+
+
+def test_no_features_are_none(linear):
+    for nothing in ([], (), np.array([], int)):
+        made = report(chain, KEY, 3, held=nothing, order=nothing, budget=16)
+        assert "held" not in made.moments and made.turn is None and made.warnings == []
+
+
+def test_a_float_above_an_hour_is_warned_of(monkeypatch):
+    Clock(monkeypatch, 1.0, 1e6)
+    with pytest.warns(
+        UserWarning, match=r"budget=10000\.0 is a float, .* 2\.78 hours; .*budget=10000$"
+    ):
+        report(chain, KEY, 3, budget=1e4)
+
+
+def many(n):
+    """n features of four latents, some of them constant and some thresholds."""
+    weights = np.random.default_rng(0).standard_normal((n, 4)) / 2
+    weights[: n // 6] = 0
+
+    def f(x):
+        return jnp.where(jnp.arange(n) < n - n // 6, jnp.asarray(weights, x.dtype) @ x, x[0] > 0)
+
+    return f, weights
+
+
+def test_many_features_are_said_in_few_sentences_and_seen_in_sums(monkeypatch):
+    """Matrices of a few features alone are kept; the scatter is of all."""
+    f, weights = many(80)
+    kept = []
+    looked = reporting._look
+    monkeypatch.setattr(reporting, "_look", lambda *a: kept.append(looked(*a)) or kept[-1])
+    monkeypatch.setattr(reporting, "_ENTRIES", 3 * 80**2)  # three latents at a time
+    made = report(f, KEY, 4, budget=128, dtype="float32")
+    (look,) = kept
+    assert look.matrices.shape == (64, 64, 64) and look.lengths.shape == (128, 80)
+    assert len(look.seen) == 64 and look.seen[-1] == 79
+    size = look.unit * (look.unit > 0)
+    exact = np.where(np.arange(80)[:, None] < 67, weights, 0)
+    np.testing.assert_allclose(
+        look.scatter.mean * np.outer(size, size), exact @ exact.T, rtol=1e-5, atol=1e-6
+    )
+    assert look.scatter.spread == 0 and "every latent gives the moment exactly" in str(made)
+    (constant,) = about(made, "constant")
+    assert constant.startswith("26 features (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …) are constant: their")
+    (jump,) = about(made, "jump")
+    assert jump.startswith("13 features (67, 68, ")
+
+
+def test_too_many_features_are_refused_before_anything_is_computed(unchecked):
+    with pytest.raises(ValueError, match=r"at most 2048 in a report, .* got 3072: give features="):
+        report(lambda t, x: -x, KEY, 3072)
+
+
+def test_a_solver_of_many_features_is_seen_at_some_of_them():
+    made = report(lambda t, x: -x * (1 + jnp.arange(80.0) / 80), KEY, 80, budget=8)
+    assert "seen at 64 of 80 features" in about(made, "solver")[0]
+    assert made.moments["wiggle"].matrix.shape == (80, 80)
+
+
 def test_a_frame_that_turns_is_said_to():
     def twisted(x):  # a rotation by |x|² keeps N(0, I)
         c, s = jnp.cos(x @ x), jnp.sin(x @ x)
@@ -363,6 +452,10 @@ def two_ways(x, y=None):
         (lambda: report(lambda t, x: x[:1], KEY, 2), "velocity must return one array of x's shape"),
         (lambda: report(lambda x, t: t, KEY, 2), r"take the time first, got parameters \(x, t\)"),
         (lambda: report(bent, KEY, 2, features=3), "features must be a function, got int"),
+        (
+            lambda: report(lambda t, x: x, KEY, 2, features=lambda a, b: a),
+            r"features must take one sample and nothing else, got a function of \(a, b\)",
+        ),
         (lambda: report(bent, KEY, 2, budget=0), "budget must be a positive integer"),
         (lambda: report(bent, KEY, 2, budget=7), "budget must be 8 latents or more, got 7"),
         (lambda: report(bent, KEY, 2, budget=-1.0), "budget must be positive, got -1.0"),

@@ -10,9 +10,9 @@ from cdelta._features import Labels, listed
 from cdelta.causal.acyclic import causal_order
 
 _FORMS = (
-    "a square matrix, true at [i, j] where j is a cause of i; a data frame of that kind, whose index "
-    "and columns name the features; pairs [(cause, effect), ...] of names; a mapping from features "
-    "to their causes; or a networkx.DiGraph, arrows from causes"
+    "a square matrix, true at [i, j] where j is a cause of i; a data frame of that kind, whose "
+    "index and columns name the features; pairs [(cause, effect), ...] of names; a mapping from "
+    "features to their causes; or a networkx.DiGraph, arrows from causes"
 )
 
 

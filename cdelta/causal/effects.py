@@ -51,7 +51,8 @@ def local_effects(
         )
     _check.finite("rows", flat)
 
-    flat = flat.astype(working(rows.dtype))
+    # in units of their size: squares of large or small gradients would leave single precision
+    flat, unit = dependence._in_units(flat.astype(working(rows.dtype)))
     q, r = jnp.linalg.qr(flat.T)  # Jᵀ = q r, so J = rᵀ qᵀ
     if _check.concrete(flat):
         lengths = np.linalg.norm(np.asarray(flat), axis=1)
@@ -63,7 +64,7 @@ def local_effects(
                 f"rows must be linearly independent; feature {bad} adds nothing to those before it"
             )
     signs = jnp.where(jnp.diag(r) < 0, -1, 1).astype(flat.dtype)
-    lower, directions = r.T * signs, (q * signs).T.reshape(chosen.shape)
+    lower, directions = (r.T * signs) * unit[:, None], (q * signs).T.reshape(chosen.shape)
     return lower.astype(rows.dtype), directions.astype(rows.dtype)
 
 
@@ -114,8 +115,9 @@ class _Frames(dependence._Statistic):
         first, second = jax.random.split(key)
         latents = jnp.stack([self.products.latent(first), self.products.latent(second)])
         values, rows = jax.vmap(lambda x: self.products.rows(f, x))(latents)
-        lower, frames = jax.vmap(lambda rows: local_effects(rows, self.order))(rows)
-        lengths = jnp.linalg.norm(rows[:, jnp.asarray(self.order)], axis=-1)
+        chosen = jax.vmap(dependence._in_units)(rows[:, jnp.asarray(self.order)])[0]
+        lower, frames = jax.vmap(lambda rows: local_effects(rows, range(len(rows))))(chosen)
+        lengths = jnp.linalg.norm(chosen, axis=-1)
         least = rows.shape[-1] * jnp.finfo(rows.dtype).eps * lengths
         free = (jnp.diagonal(lower, axis1=1, axis2=2) > least).all()
         here, there = jnp.where(free, frames, 0)

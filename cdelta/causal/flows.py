@@ -44,8 +44,8 @@ class CausalFlow(_Model):
     itself wherever that has no hidden common cause and every equation increases in its noise. So
     interventions and counterfactuals are exact up to the fit.
 
-    ``graph`` is one of: a matrix, ``graph[i, j]`` true where j is a cause of i; a data frame of that
-    kind, whose index and columns name the features and are read by name; pairs
+    ``graph`` is one of: a matrix, ``graph[i, j]`` true where j is a cause of i; such a data frame,
+    whose index and columns name the features and are read by name; pairs
     ``[(cause, effect), ...]`` of names; a mapping from each feature's name to its causes; a
     networkx ``DiGraph``. ``names`` are the features in the order of the data's columns; for pairs
     and mappings left out, that of their first appearance. ``width`` and ``layers`` are those of
@@ -665,7 +665,6 @@ def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
 
 
 # --------------------------------------------------------------------------------------- the graph
-
 
 
 # ---------------------------------------------------------------------------------------- the file

@@ -348,7 +348,7 @@ def test_what_does_not_fit_is_refused_by_name(unchecked, flow, mixture, samples)
         (lambda: CausalFlow(GRAPH, network={"v": 3}), r"network\['v'\] must be a function"),
         (
             lambda: CausalFlow(GRAPH, network={"v": lambda x, t, condition: x}),
-            r"network\['v'\] must take the time first, got parameters \(x, t\): the order is \(t, x, c",
+            r"network\['v'\] must take the time first, .* \(x, t\): the order is \(t, x, c",
         ),
         (lambda: CausalFlow(GRAPH, labels={"a": 2}, network={"a": len}), "'a' is none"),
         (lambda: plain.fit(np.zeros((99, 2)), key), "x must be a mapping"),

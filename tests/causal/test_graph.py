@@ -66,7 +66,9 @@ def chain(x):
 
 def test_a_report_of_a_shuffled_frame_is_that_of_the_graph():
     frame = FRAME.loc[["b", "c", "a"], ["c", "a", "b"]]
-    made, plain = (cdelta.report(chain, KEY, 3, graph=graph, budget=64) for graph in (frame, MATRIX))
+    made, plain = (
+        cdelta.report(chain, KEY, 3, graph=graph, budget=64) for graph in (frame, MATRIX)
+    )
     assert list(made.moments) == list(plain.moments) and "do(b)" in made.moments
     np.testing.assert_array_equal(made.moments["do(b)"].matrix, plain.moments["do(b)"].matrix)
     # under do(b) of a constant a keeps its variance and c only its own noise
@@ -83,7 +85,9 @@ def test_features_in_pandas_containers_are_names(unchecked):
     found = cdelta.dependence.do_moment(chain, KEY, 3, 16, "c", pandas.Index(["b"]))
     by_name = cdelta.dependence.do_moment(chain, KEY, 3, 16, "c", "b")
     np.testing.assert_array_equal(found.matrix, by_name.matrix)
-    with pytest.raises(ValueError, match=r"parents must be features, got a series of numbers under"):
+    with pytest.raises(
+        ValueError, match=r"parents must be features, got a series of numbers under"
+    ):
         cdelta.dependence.do_moment(chain, KEY, 3, 16, "c", FRAME.loc["c"])
 
 
@@ -110,10 +114,16 @@ def test_samples_in_a_data_frame_are_read_by_name(unchecked):
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (FRAME.astype(float).replace(0, np.nan), r"true or false everywhere, got NaN .* at \[0, 0\]"),
+        (
+            FRAME.astype(float).replace(0, np.nan),
+            r"true or false everywhere, got NaN .* at \[0, 0\]",
+        ),
         ([[0, np.nan], [0, 0]], "got NaN"),
         (np.array([[False, None], [False, False]]), "got NaN"),
-        (FRAME.set_axis([0, 1, 2]), r"index \[0, 1, 2\] and columns \['a', 'b', 'c'\]; where the rows"),
+        (
+            FRAME.set_axis([0, 1, 2]),
+            r"index \[0, 1, 2\] and columns \['a', 'b', 'c'\]; where the rows",
+        ),
         (FRAME.set_axis(["a", "a", "c"]), "name the same features, each once"),
         ([[0, 1], [0]], "a mapping from features to their causes; or a networkx.DiGraph.*; got"),
         (np.array([["0", "1"], ["0", "0"]]), "graph must be a square matrix"),
