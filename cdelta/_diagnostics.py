@@ -195,6 +195,15 @@ def doubling(
     return Doubling(float(ratio.max()), float(moved), float(error))
 
 
+def together(function: Callable, *moments: Moment) -> tuple[np.ndarray, np.ndarray]:
+    """A function of the matrices of moments from the same latents, and its standard error: of their
+    replicates, which leave out the same groups."""
+    value = np.asarray(function(*(moment.matrix for moment in moments)))
+    pairs = zip(*(moment.replicates for moment in moments), strict=True)
+    replicates = np.stack([np.asarray(function(*matrices)) for matrices in pairs])
+    return value, np.asarray(moments[0]._stderr(value, replicates))
+
+
 def jointly(function: Callable, *moments: Moment) -> tuple[np.ndarray, np.ndarray]:
     """A function of the matrices of independent moments, and its standard error: the squares of
     what each of them adds."""

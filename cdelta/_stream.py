@@ -1,7 +1,9 @@
 r"""How an average over latents runs: in batches, over devices and processes, with a file to go on.
 
 A *statistic* is what one latent adds to an average: a hashable object (jit compiles it once) that,
-called with f and the key of one sample, gives a :class:`Sample`.
+called with f and the key of one sample, gives a :class:`Sample`. With ``parts`` of p its factors
+are p of n rows each, one below the other, and their p moments are averaged together: the same
+latents, a p-th of the memory that one moment of all rows would take.
 """
 
 import contextlib
@@ -107,14 +109,15 @@ class Sums(NamedTuple):
 
     count: np.ndarray  # [blocks]
     weight: np.ndarray  # [blocks]
-    matrix: np.ndarray  # [blocks, n, n]
-    trace_squared: np.ndarray  # []
+    matrix: np.ndarray  # [blocks, parts * n, n]
+    trace_squared: np.ndarray  # [], of all parts together
     degenerate: np.ndarray  # []
 
     @classmethod
-    def zero(cls, n: int) -> "Sums":
-        blocks = max(8, min(BLOCKS, 2**24 // n**2))  # fewer where their matrices would be large
-        matrix = np.zeros((blocks, n, n))
+    def zero(cls, n: int, parts: int = 1) -> "Sums":
+        # fewer where their matrices would be large
+        blocks = max(8, min(BLOCKS, 2**24 // (parts * n**2)))
+        matrix = np.zeros((blocks, parts * n, n))
         return cls(np.zeros(blocks), np.zeros(blocks), matrix, np.zeros(()), np.zeros(()))
 
     @property
@@ -159,6 +162,21 @@ class Sums(NamedTuple):
             **({} if keys is None else {"keys": keys}),
         )
 
+    def moments(self, parts: int, **about: Any) -> tuple[Moment, ...]:
+        """The moment of each part, of one set of latents: their groups are the same, and as how
+        many samples they count is said of all of them together."""
+        n = self.matrix.shape[2]
+        matrices = [self.matrix[:, k * n : (k + 1) * n] for k in range(parts)]
+        trace = sum(np.trace(matrix.sum(0)) for matrix in matrices)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            effective = float(trace**2 / self.trace_squared)
+        return tuple(
+            dataclasses.replace(
+                self._replace(matrix=matrix).moment(**about), effective_samples=effective
+            )
+            for matrix in matrices
+        )
+
 
 _ENOUGH: contextvars.ContextVar[Callable[[int], bool]] = contextvars.ContextVar(
     "enough", default=lambda drawn: False
@@ -192,13 +210,14 @@ def average(
     antithetic: bool = False,
     held: tuple[int, ...] = (),
     names: tuple[str, ...] | None = None,
-) -> Moment:
-    """The average of a statistic over ``samples`` latents, sample i from ``fold_in(key, i)``.
+) -> Any:
+    """The average of a statistic of n features over ``samples`` latents, sample i from
+    ``fold_in(key, i)``: a Moment, or one for each of the statistic's parts.
 
     However it is stopped, the exception's ``moment`` holds the estimate so far, None before the
     first batch has ended.
     """
-    samples = _check.count("samples", samples)
+    samples, parts = _check.count("samples", samples), getattr(statistic, "parts", 1)
     if samples > LARGEST:
         raise ValueError(
             f"samples must be at most 2**31 = {LARGEST}, got {samples}: average the moments of "
@@ -218,8 +237,8 @@ def average(
                 "key": [impl, *key_data.ravel().tolist()],
             }
             store = _Store(run.resume, setting, statistic, f)
-        sums = Sums.zero(n) if store is None else store.read(n, samples)
-        batch = _batch_size(run.batch, statistic.size, n, samples, mesh.size)
+        sums = Sums.zero(n, parts) if store is None else store.read(n, samples)
+        batch = _batch_size(run.batch, statistic.size, n, samples, mesh.size, parts)
         leader = jax.process_index() == 0
         # not disable=False otherwise: that would overrule TQDM_DISABLE
         silent = {"disable": True} if run.progress is False or not leader else {}
@@ -245,13 +264,15 @@ def average(
             raise
         finally:
             bar.close()
-    return sums.moment(**about)
+    return sums.moment(**about) if parts == 1 else sums.moments(parts, **about)
 
 
-def _batch_size(asked: int | None, size: int, n: int, samples: int, devices: int) -> int:
+def _batch_size(
+    asked: int | None, size: int, n: int, samples: int, devices: int, parts: int = 1
+) -> int:
     """Samples at a time, a multiple of the number of devices; some 16 MB a device unless asked."""
     if asked is None:
-        asked = max(1, min(4096, 2**22 // (n * n + n * size + 8 * size))) * devices
+        asked = max(1, min(4096, 2**22 // (parts * n * (n + size) + 8 * size))) * devices
     return -(-min(asked, samples) // devices) * devices
 
 
@@ -272,13 +293,16 @@ def _batch_sums(f, key_data, start, stop, **settings) -> Sums:
             "(the key of that sample is fold_in(key, index)): a velocity or network that returns "
             "NaN, a flow that diverges, or an adaptive solver that fails there"
         )
-    batch = _Batch(*(np.asarray(part, np.float64) for part in batch))
+    batch = _Batch(*(np.array(part, np.float64) for part in batch))
     # undo the units and the largest weight, now that nothing can overflow
-    weight = np.exp(batch.log_weight)
+    weight, units = np.exp(batch.log_weight), batch.unit.reshape(-1, batch.matrix.shape[2])
+    matrix = batch.matrix  # in place: it may be large
+    matrix *= weight
+    matrix *= (units[:, :, None] * units[:, None, :]).reshape(matrix.shape[1:])
     return Sums(
         batch.count,
         batch.weight * weight,
-        batch.matrix * weight * np.multiply.outer(batch.unit, batch.unit),
+        matrix,
         batch.trace_squared * (weight * batch.unit.max() ** 2) ** 2,
         batch.degenerate,
     )
@@ -289,10 +313,10 @@ class _Batch(NamedTuple):
 
     count: jax.Array  # [blocks]
     weight: jax.Array  # [blocks]
-    matrix: jax.Array  # [blocks, n, n]
+    matrix: jax.Array  # [blocks, parts * n, n]
     trace_squared: jax.Array  # [], also in units of the largest unit
     degenerate: jax.Array  # []
-    unit: jax.Array  # [n], powers of two
+    unit: jax.Array  # [parts * n], powers of two
     log_weight: jax.Array  # []
     bad: jax.Array  # [], the first sample that is not finite, or stop
 
@@ -340,18 +364,22 @@ def _sum_batch(f, key_data, start, stop, *, statistic, antithetic, blocks, batch
         jnp.where(usable[:, None, None], part / unit[:, None], 0).astype(precision)
         for part in sample.factors
     ]
-    matrices = jnp.einsum("sim,sjm->sij", factors[0], factors[-1], precision="highest")
+    parts = getattr(statistic, "parts", 1)
+    apart = [part.reshape(batch * parts, -1, part.shape[-1]) for part in factors]
+    matrices = jnp.einsum("sim,sjm->sij", apart[0], apart[-1], precision="highest")
     matrices = matrices / 2 if antithetic else matrices
     if len(factors) > 1:
         matrices = (matrices + matrices.mT) / 2
+    diagonals = matrices.diagonal(axis1=1, axis2=2).reshape(batch, -1)
+    matrices = matrices.reshape(batch, -1, matrices.shape[-1])
     weights, log_weight = usable.astype(precision), jnp.zeros((), precision)
     if sample.log_weight is not None:
         log_weights = jnp.where(usable, sample.log_weight, -jnp.inf)
         log_weight = jnp.where(usable.any(), log_weights.max(), 0)
         weights = jnp.exp(log_weights - log_weight).astype(precision)
-        matrices = matrices * weights[:, None, None]
+        matrices, diagonals = matrices * weights[:, None, None], diagonals * weights[:, None]
     # Σᵢ unitᵢ² Mᵢᵢ, in units of the largest one
-    traces = matrices.diagonal(axis1=1, axis2=2) @ (unit / unit.max()).astype(precision) ** 2
+    traces = diagonals @ (unit / unit.max()).astype(precision) ** 2
 
     member = (index[:, None] % blocks == jnp.arange(blocks, dtype=index.dtype)) & usable[:, None]
     sums = _Batch(

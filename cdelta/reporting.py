@@ -320,10 +320,10 @@ def _made(asked: "_Asked") -> Report:
     again = {"names": labels.names, **asked.run}
     if budget.seconds is not None and options.batch is None:
         again["batch"] = budget.batch(look, labels.n, wanted.work, len(options.devices))
-    moments, four, turn, failed = _estimates(f, keys, shape, budget, chosen, wanted, labels, again)
+    moments, turn, failed = _estimates(f, keys, shape, budget, chosen, wanted, labels, again)
     findings += failed
     findings += _about_tails(look, moments, labels)
-    findings += _about_moments(moments, four, labels)
+    findings += _about_moments(moments, labels)
     findings += _about_turn(turn, labels, wanted)
     findings += budget.about()
     findings.sort(key=lambda finding: not finding.warning)
@@ -877,13 +877,10 @@ def _estimates(f, keys, shape, budget, chosen, wanted, labels, options):
         f, shape, samples = arguments
         return estimator(f, keys[name], shape, samples, *given, **more)
 
-    four = None
     tried("covariance", lambda: _four(f, keys["moments"], shape, samples, chosen, options), 4.0)
     if "covariance" in moments:
         four = moments.pop("covariance")
-        blocks = np.arange(4 * labels.n).reshape(4, -1)
-        for name, block in zip(_FOUR, blocks, strict=True):
-            moments[name] = four.select(block).named(labels.names)
+        moments |= {name: one.named(labels.names) for name, one in zip(_FOUR, four, strict=True)}
     tried("samples", lambda: _sampled(f, keys["values"], shape, samples, labels, options), 0.5)
     if wanted.held:
         tried("held", lambda: run(dependence.held_moment, "held", wanted.held, **seen))
@@ -899,7 +896,7 @@ def _estimates(f, keys, shape, budget, chosen, wanted, labels, options):
     if len(wanted.order) > 1:
         tried("turn", lambda: run(frame_turn, "turn", wanted.order, **options), 2.0)
         turn = moments.pop("turn", None)
-    return moments, four, turn, failed
+    return moments, turn, failed
 
 
 _FOUR = ("wiggle", "covariance", "lower", "upper")
@@ -908,9 +905,10 @@ _FOUR = ("wiggle", "covariance", "lower", "upper")
 @dataclasses.dataclass(frozen=True)
 class _Four(dependence._Statistic):
     """J(X) times J(X), J(X_α) at a uniform α, J(X_½), and the mean of J(X) and J(X'): C3, C3' and
-    both sides of C13 side by side, ``[4n, 4n]``, of which the diagonal blocks are wanted."""
+    both sides of C13, in four parts."""
 
     products: Any
+    parts = 4
 
     def __call__(self, f, key):
         key_latent, key_copy, key_probe, key_alpha = jax.random.split(key, 4)
@@ -927,13 +925,13 @@ class _Four(dependence._Statistic):
         return Sample(values, (jnp.concatenate([here] * 4), both))
 
 
-def _four(f, key, shape, samples, chosen, options) -> Moment:
-    """The four moments in one, from the same latents."""
+def _four(f, key, shape, samples, chosen, options) -> tuple[Moment, ...]:
+    """The four moments, from the same latents."""
     run = Run.of({name: value for name, value in options.items() if name != "names"})
     f, labels, products = dependence._looked_at(
         f, shape, chosen.method, 1.0, chosen.probes, run, None
     )
-    return average(_Four(products), f, key, samples, 4 * labels.n, run)
+    return average(_Four(products), f, key, samples, labels.n, run)
 
 
 def _sampled(f, key, shape, samples, labels, options) -> Moment:
@@ -1106,9 +1104,7 @@ def _about_tails(look: _Look, moments: Mapping[str, Moment], labels: Labels) -> 
     return found
 
 
-def _about_moments(
-    moments: Mapping[str, Moment], four: Moment | None, labels: Labels
-) -> list[Finding]:
+def _about_moments(moments: Mapping[str, Moment], labels: Labels) -> list[Finding]:
     """What the moments say: jumps, mean orders, bounds, correlations, signs, held and do."""
     found = []
     wiggle, covariance = moments.get("wiggle"), moments.get("covariance")
@@ -1127,8 +1123,8 @@ def _about_moments(
                 "what it is a threshold of."
             )
             found.append(Finding(text, "jump", scores[i], 1.0, warning=True))
-    if four is not None:
-        found += _about_orders(four, labels, jumping)
+    if wiggle is not None and covariance is not None:
+        found += _about_orders(wiggle, covariance, labels, jumping)
     if covariance is not None:
         found += _about_correlations(wiggle, covariance, samples, labels, jumping)
     if "lower" in moments and "upper" in moments:
@@ -1154,19 +1150,20 @@ def _moving(*moments: Moment | None) -> list[int]:
     return np.flatnonzero(np.all(used, axis=0)).tolist()
 
 
-def _about_orders(four: Moment, labels: Labels, jumping: np.ndarray) -> list[Finding]:
+def _about_orders(
+    wiggle: Moment, covariance: Moment, labels: Labels, jumping: np.ndarray
+) -> list[Finding]:
     """Mean orders: of the same latents, so that what both moments share leaves no noise."""
-    n = labels.n
-    wiggles, variances = np.diagonal(four.matrix)[: 2 * n].reshape(2, n)
-    chosen = [i for i in range(n) if wiggles[i] > 0 and variances[i] > 0 and not jumping[i]]
+    moves = (np.diagonal(wiggle.matrix) > 0) & (np.diagonal(covariance.matrix) > 0)
+    chosen = np.flatnonzero(moves & ~jumping).tolist()
     if not chosen:
         return []
 
-    def ratios(matrix):
-        wiggles, variances = np.diagonal(matrix)[: 2 * n].reshape(2, n)
-        return wiggles[chosen] / variances[chosen]
+    def ratios(wiggles, covariance):
+        return (np.diagonal(wiggles) / np.diagonal(covariance))[chosen]
 
-    orders, errors = four.estimate(ratios)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        orders, errors = _diagnostics.together(ratios, wiggle, covariance)
     found = []
     for i, order, error in zip(chosen, orders, errors, strict=True):
         bends = order - 2 * error > 1 + 1e-3
