@@ -168,6 +168,7 @@ def _report(options: argparse.Namespace) -> int:
     import jax
 
     from cdelta import reporting
+    from cdelta._asked import Asked
 
     files = [path for path in (options.save, options.html) if path is not None]
     for path in files:  # before anything is computed
@@ -182,7 +183,7 @@ def _report(options: argparse.Namespace) -> int:
         budget = options.budget if options.seconds is None else options.seconds
         key, shape = jax.random.key(options.seed), tuple(options.shape)
         with _misuse():
-            asked = reporting._Asked.of(f, key, shape, features, options.names, budget, {})
+            asked = Asked.of(f, key, shape, features, options.names, budget, {})
             typed = (options.held, options.graph, options.order)
             asked = asked.wanting(*(_features(one, asked.labels.names) for one in typed))
         made = reporting._made(asked)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cdelta
-from cdelta import _stream, dependence, reporting
+from cdelta import _asked, _pilot, _stream, dependence
 from cdelta.reporting import Report, report
 from tests.test_dependence import KEY, scores
 from tests.test_dependence_hypotheses import bent_pair, to_order_three, weighing
@@ -92,7 +92,7 @@ def test_the_four_moments_weigh_each_order_as_they_should():
 def test_what_is_held_and_set_is_what_the_estimators_give():
     """At the same keys, method and probes: as many of them as there are dimensions."""
     made = report(bent, KEY, 2, held=1, graph=[[0, 0], [1, 0]], budget=200)
-    keys = dict(zip(reporting._KEYS, jax.random.split(KEY, len(reporting._KEYS)), strict=True))
+    keys = dict(zip(_asked.KEYS, jax.random.split(KEY, len(_asked.KEYS)), strict=True))
     held = dependence.held_moment(bent, keys["held"], 2, 200, 1, method="jvp", probes=2)
     own = jax.random.fold_in(keys["do"], 0)
     done = dependence.do_moment(bent, own, 2, 200, 1, 0, method="jvp", probes=2)
@@ -118,7 +118,7 @@ class Clock:
 
     def __init__(self, monkeypatch, pilot, price, compiling=0.0):
         self.t, self.batches = 1000.0, []
-        looking, sums = reporting._looking, _stream._batch_sums
+        looking, sums = _pilot.looking, _stream._batch_sums
 
         def looked(*kind):
             program = looking(*kind)
@@ -134,9 +134,9 @@ class Clock:
             self.batches.append(settings["batch"])
             return sums(f, key, start, stop, **settings)
 
-        monkeypatch.setattr(reporting, "_now", lambda: self.t)
-        monkeypatch.setattr(reporting, "_worked", lambda: self.t)
-        monkeypatch.setattr(reporting, "_looking", looked)
+        monkeypatch.setattr(_asked, "now", lambda: self.t)
+        monkeypatch.setattr(_pilot, "worked", lambda: self.t)
+        monkeypatch.setattr(_pilot, "looking", looked)
         monkeypatch.setattr(_stream, "_batch_sums", summed)
 
 
@@ -180,15 +180,15 @@ def test_rows_and_products_are_timed_where_there_is_time(monkeypatch):
     f = lambda x: jnp.stack([x[0] ** 3 + x[1], x[1] * x[2], x[2] + x[3] ** 2])  # noqa: E731
     run = _stream.Run()
     f = dependence._looked_at(f, (4,), "rows", 1.0, 1, run)[0]
-    look = reporting._look(f, KEY, 64, (4,), run)
+    look = _pilot.look_at(f, KEY, 64, (4,), run)
     slow = look._replace(seconds=1e-3, work=1.0)
-    patient, hurried = (reporting._Budget.of(seconds) for seconds in (1e6, 0.9))
-    assert reporting._timed(f, slow, (4,), run, reporting._Budget.of(64)) is None
-    assert reporting._timed(f, slow, (4,), run, hurried) is None  # the clock would take it all
-    dearer = reporting._timed(f, slow, (4,), run, patient)
+    patient, hurried = (_asked.Budget.of(seconds) for seconds in (1e6, 0.9))
+    assert _pilot.timed(f, slow, (4,), run, _asked.Budget.of(64)) is None
+    assert _pilot.timed(f, slow, (4,), run, hurried) is None  # the clock would take it all
+    dearer = _pilot.timed(f, slow, (4,), run, patient)
     assert dearer > 10
-    counted, timed = (reporting._method(look, (4,), ratio)[0] for ratio in (None, dearer))
-    cheap = reporting._method(look, (4,), 0.01)
+    counted, timed = (_pilot.choose(look, (4,), ratio)[0] for ratio in (None, dearer))
+    cheap = _pilot.choose(look, (4,), 0.01)
     assert cheap[0].method == "rows" and timed.method == "jvp"
     assert "as timed" in cheap[1][0] and counted.price <= timed.price
 
@@ -319,9 +319,9 @@ def test_many_features_are_said_in_few_sentences_and_seen_in_sums(monkeypatch):
     """Matrices of a few features alone are kept; the scatter is of all."""
     f, weights = many(80)
     kept = []
-    looked = reporting._look
-    monkeypatch.setattr(reporting, "_look", lambda *a: kept.append(looked(*a)) or kept[-1])
-    monkeypatch.setattr(reporting, "_ENTRIES", 3 * 80**2)  # three latents at a time
+    looked = _pilot.look_at
+    monkeypatch.setattr(_pilot, "look_at", lambda *a: kept.append(looked(*a)) or kept[-1])
+    monkeypatch.setattr(_pilot, "_ENTRIES", 3 * 80**2)  # three latents at a time
     made = report(f, KEY, 4, budget=128, dtype="float32")
     (look,) = kept
     assert look.matrices.shape == (64, 64, 64) and look.lengths.shape == (128, 80)
@@ -431,7 +431,7 @@ def test_half_the_steps_of_any_flow():
         (cdelta.Flow(velocity, times=[0, 0.2, 1]), {"times": (0, 0.1, 0.2, 0.6, 1)}),
         (cdelta.Flow(velocity, "heun", rtol=1e-3, atol=1e-5), {"rtol": 1e-4, "atol": 1e-6}),
     ):
-        halved = reporting._Subject("flow", flow, None).halved()
+        halved = _asked.Subject("flow", flow, None).halved()
         for name, value in finer.items():
             assert getattr(halved, name) == pytest.approx(value)
 
