@@ -20,8 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cdelta import _files, datasets, networks, training
-from cdelta._weights import difference as _difference, leaves as _leaves, name as _name
+from cdelta import _files, _weights, datasets, networks, training
 
 FOLDER = Path(__file__).parent
 
@@ -172,19 +171,18 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise OSError(f"{name}.safetensors is damaged: its checksum is not the manifest's")
 
-    from safetensors.numpy import load as parse
-
+    try:
+        weights, _ = _weights.parse(content)
+    except ValueError as error:
+        raise OSError(f"{name}.safetensors is no file that save wrote: {error}") from error
     try:
         graph, like = _untrained(manifest["recipe"])
     except ValueError as error:
         raise OSError(f"{name}.json is damaged: {error}") from error
-    weights = parse(content)
-    difference = _difference(weights, _leaves(like))
+    difference = _weights.difference(weights, _weights.leaves(like))
     if difference:
         raise OSError(f"{name}.safetensors does not fit the recipe in {name}.json: {difference}")
-    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    values = [jax.numpy.asarray(weights[_name(path)], leaf.dtype) for path, leaf in leaves]
-    network = nnx.merge(graph, jax.tree.unflatten(tree, values))
+    network = nnx.merge(graph, _weights.filled(like, weights))
     network.eval()
     targets = manifest["recipe"].get("objective", "loss").startswith("target")
     return networks.VelocityFromTarget(network) if targets else network
@@ -200,15 +198,14 @@ def save(
 ) -> None:
     """Write the weights of ``network``, and a manifest with its recipe and ``facts``.
 
-    Each file is written whole or not at all. ``recipe`` is that of the training, or what ``load``
+    Both files are written whole or not at all. ``recipe`` is that of the training, or what ``load``
     needs of it: a constructor in ``cdelta.networks`` and its arguments, ``{"network": "MLP",
     "arguments": {"shape": 2}}``, and ``"objective": "target_loss"`` when the network predicts the
     target.
 
-    Raises ValueError, before anything is written, when ``load`` could not read what would be saved.
+    Raises ValueError, before anything is written, when ``load`` could not read what would be saved:
+    also of weights that the recipe's dtype would round.
     """
-    from safetensors.numpy import save as serialise
-
     if recipe is None:
         raise ValueError(
             "recipe is needed, or load could not build the network: recipe={'network': "
@@ -217,20 +214,29 @@ def save(
     if not name or name != Path(name).name:
         raise ValueError(f"name must be that of a file without its folder, got {name!r}")
     recipe = recipe.as_json() if isinstance(recipe, Recipe) else json.loads(json.dumps({**recipe}))
-    weights = _leaves(nnx.state(network))
-    difference = _difference(weights, _leaves(_untrained(recipe)[1]))
+    if "sha256" in facts:
+        raise ValueError("facts must not have sha256, the checksum that is written beside them")
+    weights = _weights.leaves(nnx.state(network))
+    like = _weights.leaves(_untrained(recipe)[1])
+    difference = _weights.difference(weights, like, exact=True)
     if difference:
         raise ValueError(f"recipe must build the network that is saved: {difference}")
-    content = serialise({key: np.asarray(value) for key, value in weights.items()})
+    content = _weights.serialise(weights, {})
     manifest = {
         "name": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "recipe": recipe,
         **facts,
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    _files.write(Path(folder) / f"{name}.safetensors", content)
-    _files.write(Path(folder) / f"{name}.json", text)
+    try:
+        text = json.dumps(manifest, indent=1) + "\n"
+    except TypeError as error:
+        raise ValueError(f"facts must be what JSON can hold: {error}") from error
+    with _files.whole(Path(folder) / f"{name}.safetensors") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # the disk has taken it: it comes to be once the manifest has
+        _files.write(Path(folder) / f"{name}.json", text)
 
 
 def read_manifest(name: str, folder: str | os.PathLike = FOLDER) -> dict[str, Any]:
