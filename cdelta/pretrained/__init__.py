@@ -30,7 +30,8 @@ class Recipe:
     """Everything a training run depends on.
 
     ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in
-    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``.
+    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``. ``start``
+    names the shipped network whose weights are the first; without it they are random.
     """
 
     network: str
@@ -44,10 +45,15 @@ class Recipe:
     warmup: int = 200
     ema: float = 0.995
     seed: int = 0
+    start: str | None = None
 
     def build(self) -> nnx.Module:
-        """The untrained network."""
-        return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
+        """The network before its training."""
+        if self.start is None:
+            return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
+        network, _ = _saved(self.start, FOLDER)
+        network.train()
+        return network
 
     def samples(self, split: str) -> Any:
         """The data of one ``split``: images, or images and labels for a classifier."""
@@ -85,7 +91,10 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The recipe in the form that a manifest holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        facts = dataclasses.asdict(self)
+        if self.start is None:
+            del facts["start"]
+        return json.loads(json.dumps(facts))
 
 
 _FIRST = {
@@ -127,10 +136,22 @@ _FIRST = {
         steps=3000,
     ),
 }
+# The same faces under another graph: what the flow has learned of faces stays.
+_FIRST["faces_collider"] = dataclasses.replace(
+    _FIRST["faces"],
+    data_arguments={"graph": "collider", "n": 6000},
+    steps=500,
+    rate=1e-3,
+    warmup=50,
+    ema=0.99,
+    start="faces",
+)
 
 # What a chapter says of a trained flow it says of several trainings: the same recipe and data,
 # other first weights, other batches.
-REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}
+REPEATS = {
+    name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces", "faces_collider")
+}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     _FIRST
@@ -163,6 +184,13 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     known = sorted(path.stem for path in Path(folder).glob("*.json"))
     if name not in known:
         raise ValueError(f"name must be one of {known}, got {name!r}")
+    network, recipe = _saved(name, folder)
+    targets = recipe.get("objective", "loss").startswith("target")
+    return networks.VelocityFromTarget(network) if targets else network
+
+
+def _saved(name: str, folder: str | os.PathLike) -> tuple[nnx.Module, Mapping[str, Any]]:
+    """The network as it was trained, and its recipe."""
     manifest = read_manifest(name, folder)
     missing = [fact for fact in ("sha256", "recipe") if fact not in manifest]
     if missing:
@@ -184,8 +212,7 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
         raise OSError(f"{name}.safetensors does not fit the recipe in {name}.json: {difference}")
     network = nnx.merge(graph, _weights.filled(like, weights))
     network.eval()
-    targets = manifest["recipe"].get("objective", "loss").startswith("target")
-    return networks.VelocityFromTarget(network) if targets else network
+    return network, manifest["recipe"]
 
 
 def save(
