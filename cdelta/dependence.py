@@ -683,6 +683,7 @@ def _looked_at(
         raise ValueError(f"method must be 'rows', 'jvp' or 'finite_difference', got {method!r}")
     if not callable(f):
         raise ValueError(f"f must be a function of one latent, got {type(f).__name__}")
+    _check.no_torch("f", f, "cdelta.torch.features(module)")
     if not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")
     sizes = np.atleast_1d(np.asarray(shape, dtype=object)).tolist()

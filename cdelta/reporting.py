@@ -413,6 +413,8 @@ class _Subject:
     def of(cls, f: Callable, features: Callable | None, shape: tuple, run: Run) -> "_Subject":
         if features is not None and not callable(features):
             raise ValueError(f"features must be a function, got {type(features).__name__}")
+        _check.no_torch("f", f)
+        _check.no_torch("features", features, "cdelta.torch.features(module)")
         kind = _kind(f, shape, run.dtype)
         if kind != "map" and features is None and len(shape) != 1:
             raise ValueError(
