@@ -130,6 +130,7 @@ class Sums(NamedTuple):
         held: tuple[int, ...] = (),
         names: tuple[str, ...] | None = None,
         keys: np.ndarray | None = None,
+        kind: str | None = None,
     ) -> Moment:
         """The average, its replicates without one group each, and as how many samples it counts.
 
@@ -156,6 +157,7 @@ class Sums(NamedTuple):
             held=held,
             degenerate=degenerate / float(samples + degenerate),
             names=names,
+            kind=kind,
             **({} if keys is None else {"keys": keys}),
         )
 
@@ -192,6 +194,7 @@ def average(
     antithetic: bool = False,
     held: tuple[int, ...] = (),
     names: tuple[str, ...] | None = None,
+    kind: str | None = None,
 ) -> Moment:
     """The average of a statistic over ``samples`` latents, sample i from ``fold_in(key, i)``.
 
@@ -209,7 +212,8 @@ def average(
     mesh = Mesh(np.asarray(run.devices), ("samples",))
     with outside_transformations(mesh):
         key_data, impl = _words("key", key)
-        about = {"held": held, "names": names, "keys": fingerprint(impl, key_data)}
+        about = {"held": held, "names": names, "kind": kind}
+        about["keys"] = fingerprint(impl, key_data)
         f = _on_every_device(f, mesh)
         store = None
         if run.resume is not None:
