@@ -103,6 +103,7 @@ test:
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/oxlint --deny-warnings
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations 15 --ignore tests/notebooks/test_pages.py

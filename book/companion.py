@@ -252,6 +252,8 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
         "* - Chapter",
         "  - Profile",
         "  - Seconds",
+        "  - Seconds of CPU",
+        "  - of compiling",
         "  - Checks",
         "  - Executed (UTC)",
         "  - Commit",
@@ -261,13 +263,17 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
         when = run["executed"].replace("T", " ").removesuffix("+00:00")
         lines += [f"* - [{escape(title)}](/{EXECUTED}{name}.ipynb)", f"  - `{run['profile']}`"]
         lines += [
-            f"  - {run['seconds']:.1f}",
+            *(f"  - {time}" for time in spent([run])),
             f"  - {len(run['ledger'])}",
             f"  - {when}",
             f"  - {run['commit'] or '—'}",
         ]
+    total = spent([runs[name] for name in pages])
+    lines += ["* - All", "  - ", *(f"  - {time}" for time in total), *["  - "] * 3]
     lines += [":::", "", times(runs, pages), ""]
     lines += [
+        "Seconds are those of a clock, of all processor cores together, and of XLA compiling (a "
+        "program that is kept from an earlier run is only read). "
         "A `+` after a commit: the working copy differed from it.",
         "",
         "## Versions and machines",
@@ -296,6 +302,15 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     }
     lines += [":::", "", f"Executed on {' and '.join(sorted(machines)) or platform.system()}.", ""]
     return "\n".join(lines)
+
+
+TIMES = ("seconds", "cpu_seconds", "compiling_seconds")
+
+
+def spent(runs: list[dict[str, Any]]) -> list[str]:
+    """The runs' times, added; a dash where one was not measured."""
+    found = [[run.get(kind) for run in runs] for kind in TIMES]
+    return ["—" if None in times else f"{sum(times):.1f}" for times in found]
 
 
 def times(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:

@@ -4,7 +4,7 @@
     python book/execute.py 01 --profile smoke                 # one of them
 
 For each notebook ``NAME.md`` the folder receives ``NAME.ipynb`` (executed) and ``NAME.json`` (how:
-profile, seconds, versions, ledger records, and the fingerprint of everything that the result
+profile, times, versions, ledger records, and the fingerprint of everything that the result
 depends on). A notebook is executed again only when its fingerprint changes. Both files are written
 whole; a notebook that fails leaves neither.
 """
@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,8 +111,14 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         short = socket_place()
         config = sockets(short and stack.enter_context(tempfile.TemporaryDirectory(dir=short)))
         ledger = Path(scratch) / "ledger.jsonl"
+        compiling = Path(scratch) / "compiling"
         os.environ["CDELTA_LEDGER"] = str(ledger)
-        start = time.perf_counter()
+        os.environ["CDELTA_COMPILING"] = str(compiling)
+        os.environ["IPYTHONDIR"] = str(Path(scratch) / "ipython")
+        startup = Path(scratch) / "ipython/profile_default/startup"
+        startup.mkdir(parents=True)
+        shutil.copy(ROOT / "book/startup.py", startup)
+        start, used = time.perf_counter(), cpu_seconds()
         try:
             done = papermill.execute_notebook(
                 notebook,
@@ -126,7 +133,8 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         except papermill.PapermillExecutionError as error:
             report_failure(source.name, error, notebook)
             raise SystemExit(FAILED) from None
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, cpu_seconds() - used
+        spent = float(compiling.read_text()) if compiling.exists() else None
         records = (
             [json.loads(line) for line in ledger.read_text("utf-8").splitlines()]
             if ledger.exists()
@@ -139,6 +147,8 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
     run = {
         "profile": profile,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(used, 2),
+        "compiling_seconds": spent,
         "executed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(root),
         "machine": machine(),
@@ -149,6 +159,12 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
     }
     record = json.dumps(run, indent=1, ensure_ascii=False) + "\n"
     _files.write(target.with_suffix(".json"), record)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended (a kernel, for one)."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def socket_place() -> str | None:

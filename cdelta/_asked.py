@@ -158,6 +158,8 @@ class Subject:
     def of(cls, f: Callable, features: Callable | None, shape: tuple, run: Run) -> "Subject":
         if features is not None and not callable(features):
             raise ValueError(f"features must be a function, got {type(features).__name__}")
+        _check.no_torch("f", f)
+        _check.no_torch("features", features, "cdelta.torch.features(module)")
         _roles.refuse_more("features", features, "sample")
         kind = _kind(f, shape, run.dtype)
         if kind != "map" and features is None and len(shape) != 1:

@@ -5,6 +5,7 @@ traced by ``jit`` or ``vmap`` cannot be looked at).
 """
 
 import operator
+import sys
 from typing import Any
 
 import jax
@@ -104,6 +105,34 @@ def spd(name: str, matrix: jax.Array) -> None:
         raise ValueError(
             f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}"
         )
+
+
+_FEATURES = "cdelta.torch.features(module)"
+_EITHER = f"cdelta.torch.velocity(module) for a velocity, {_FEATURES} for features"
+
+
+def no_torch(name: str, value: Any, wrapper: str = _EITHER) -> None:
+    """Refuse a PyTorch module, or a method of one: it takes tensors. PyTorch is not imported: who
+    has a module has done it."""
+    torch = sys.modules.get("torch")
+    module = getattr(getattr(torch, "nn", None), "Module", None)
+    one = getattr(value, "__self__", value)  # of a method
+    if isinstance(module, type) and isinstance(one, module):
+        raise ValueError(
+            f"{name} must be a function of jax's arrays, got a PyTorch module, "
+            f"{type(one).__name__}: wrap it, {wrapper}"
+        )
+
+
+def met_torch(error: BaseException) -> str:
+    """Advice, where PyTorch could not take what jax gave it: empty for any other error."""
+    trace, called = error.__traceback__, []
+    while trace is not None:
+        called.append(str(trace.tb_frame.f_globals.get("__name__")))
+        trace = trace.tb_next
+    if "cdelta.torch" in called or not any(f"{name}.".startswith("torch.") for name in called):
+        return ""
+    return f"It calls PyTorch, which does not take jax's arrays: wrap the module, {_EITHER}"
 
 
 def as_single(name: str, value: Any) -> jax.Array:

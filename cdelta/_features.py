@@ -154,6 +154,8 @@ def as_vector(f: Callable, shape: tuple[int, ...], dtype: Any, names: Any) -> tu
         outs, _ = jax.eval_shape(look, jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:
         error.add_note(f"while f was looked at with one latent of shape {shape}, {dtype.name}")
+        if advice := _check.met_torch(error):
+            error.add_note(advice)
         raise
     kinds = [type(part).__name__ for _, part in seen if not isinstance(part, _NUMBERS)]
     shapes = [getattr(out, "shape", None) for out in outs or ()]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cdelta import _reads
+from cdelta import _check, _reads
 
 T = TypeVar("T")
 
@@ -55,10 +55,11 @@ def as_pytree(function: Callable) -> "Traceable":
 
     A function, a bound method or an object that is no pytree has no leaves. Static parts are
     compared as in :mod:`cdelta._reads`: jit traces again once anything has changed that the
-    callable reads, as of the time of this call.
+    callable reads, as of the time of this call. Raises ValueError for a PyTorch module.
     """
     if isinstance(function, Traceable):
         return function
+    _check.no_torch("a function", function)
     leaves, structure = jax.tree.flatten(function)
     static = [_TRACED if _traced(leaf) else leaf for leaf in leaves]
     whole = Traceable([leaf for leaf in leaves if _traced(leaf)], Static(structure, static))

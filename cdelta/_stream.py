@@ -133,6 +133,7 @@ class Sums(NamedTuple):
         held: tuple[int, ...] = (),
         names: tuple[str, ...] | None = None,
         keys: np.ndarray | None = None,
+        kind: str | None = None,
     ) -> Moment:
         """The average, its replicates without one group each, and as how many samples it counts.
 
@@ -159,12 +160,15 @@ class Sums(NamedTuple):
             held=held,
             degenerate=degenerate / float(samples + degenerate),
             names=names,
+            kind=kind,
             **({} if keys is None else {"keys": keys}),
         )
 
-    def moments(self, parts: int, **about: Any) -> tuple[Moment, ...]:
-        """The moment of each part, of one set of latents: their groups are the same, and as how
-        many samples they count is said of all of them together."""
+    def averages(self, parts: int, **about: Any) -> Any:
+        """The moment, or one of each part. These are of one set of latents: their groups are the
+        same, and as how many samples they count is said of all of them together."""
+        if parts == 1:
+            return self.moment(**about)
         n = self.matrix.shape[2]
         matrices = [self.matrix[:, k * n : (k + 1) * n] for k in range(parts)]
         trace = sum(np.trace(matrix.sum(0)) for matrix in matrices)
@@ -210,6 +214,7 @@ def average(
     antithetic: bool = False,
     held: tuple[int, ...] = (),
     names: tuple[str, ...] | None = None,
+    kind: str | None = None,
 ) -> Any:
     """The average of a statistic of n features over ``samples`` latents, sample i from
     ``fold_in(key, i)``: a Moment, or one for each of the statistic's parts.
@@ -228,7 +233,8 @@ def average(
     mesh = Mesh(np.asarray(run.devices), ("samples",))
     with outside_transformations(mesh):
         key_data, impl = _words("key", key)
-        about = {"held": held, "names": names, "keys": fingerprint(impl, key_data)}
+        about = {"held": held, "names": names, "kind": kind}
+        about["keys"] = fingerprint(impl, key_data)
         f = _on_every_device(f, mesh)
         store = None
         if run.resume is not None:
@@ -256,7 +262,7 @@ def average(
         except BaseException as stopped:
             stopped.moment = None
             if sums.count.sum():
-                stopped.moment = sums.moment(**about)
+                stopped.moment = sums.averages(parts, **about)
                 where = "in this exception's .moment"
                 if store is not None and leader and store.write(sums, last=True):
                     where += f" and in {store.path}, from where the same call goes on"
@@ -264,7 +270,7 @@ def average(
             raise
         finally:
             bar.close()
-    return sums.moment(**about) if parts == 1 else sums.moments(parts, **about)
+    return sums.averages(parts, **about)
 
 
 def _batch_size(

@@ -128,7 +128,10 @@ def keep_wiggles(seen: Observed, k: int, threshold: Shaped[ArrayLike, ""] = 0.0)
     matrices = grams - outer * np.reshape(1 - np.asarray(left), (-1, 1, 1))
     if not threshold:
         matrices[:, k] = matrices[:, :, k] = 0
-    return _average(matrices, weights, (k,) if not threshold else ())
+    kind = f"wiggles that move {[k]} by less than {threshold:g}"
+    if not threshold:
+        kind = f"wiggles, {[k]} held, inverse_norm"
+    return _average(matrices, weights, (k,) if not threshold else (), kind)
 
 
 def keep_samples(seen: Observed, k: int, threshold: Shaped[ArrayLike, ""] = 0.0) -> Moment:
@@ -140,8 +143,9 @@ def keep_samples(seen: Observed, k: int, threshold: Shaped[ArrayLike, ""] = 0.0)
     linear model nothing changes. Latents with a = 0, ``degenerate`` and errors as in
     :func:`keep_wiggles`.
     """
-    _, _, weights, _ = _kept(seen, k, threshold)
-    return _covariance(seen.values, weights)
+    k, _, weights, threshold = _kept(seen, k, threshold)
+    kind = f"covariance where wiggles move {[k]} by less than {threshold:g}"
+    return _covariance(seen.values, weights, kind)
 
 
 def keep_flat(seen: Observed, k: int, below: Shaped[ArrayLike, ""]) -> Moment:
@@ -159,7 +163,8 @@ def keep_flat(seen: Observed, k: int, below: Shaped[ArrayLike, ""]) -> Moment:
             f"below must leave at least two latents, got {float(below):g}: the shortest gradient "
             f"of feature {k} is {np.sqrt(seen.grams[:, k, k].min()):.3g}"
         )
-    return _covariance(seen.values, weights)
+    kind = f"covariance where the gradient of {[k]} is below {float(below):g}"
+    return _covariance(seen.values, weights, kind)
 
 
 def kept_share(seen: Observed, k: int, threshold: Shaped[ArrayLike, ""]) -> Estimate:
@@ -229,7 +234,9 @@ def _kept(seen: Observed, k: int, threshold: Any) -> tuple[int, np.ndarray, np.n
     return k, lengths, np.where(moves, 1 / safe, 0.0), threshold
 
 
-def _average(matrices: np.ndarray, weights: np.ndarray, held: tuple[int, ...] = ()) -> Moment:
+def _average(
+    matrices: np.ndarray, weights: np.ndarray, held: tuple[int, ...] = (), kind: str | None = None
+) -> Moment:
     """The weighted average of symmetric matrices, with the jackknife of :class:`Moment`."""
     sums = Sums.zero(matrices.shape[1])
     block = np.arange(len(weights)) % len(sums.count)
@@ -238,10 +245,11 @@ def _average(matrices: np.ndarray, weights: np.ndarray, held: tuple[int, ...] = 
     np.add.at(sums.matrix, block, matrices * weights[:, None, None])
     traces = weights * np.trace(matrices, axis1=1, axis2=2)
     unused = np.sum(weights == 0, dtype=float)
-    return sums._replace(trace_squared=np.sum(traces**2), degenerate=unused).moment(held)
+    sums = sums._replace(trace_squared=np.sum(traces**2), degenerate=unused)
+    return sums.moment(held, kind=kind)
 
 
-def _covariance(values: np.ndarray, weights: np.ndarray) -> Moment:
+def _covariance(values: np.ndarray, weights: np.ndarray, kind: str) -> Moment:
     """The weighted covariance about the weighted mean, of each replicate about its own."""
     n = values.shape[1]
     centred = values - weights @ values / weights.sum()
@@ -250,4 +258,4 @@ def _covariance(values: np.ndarray, weights: np.ndarray) -> Moment:
     moment = _average(beside[:, :, None] * beside[:, None, :], weights)
     effective = float(weights.sum() ** 2 / (weights**2).sum())
     moment = moment.partial(n).select(range(n))
-    return dataclasses.replace(moment, effective_samples=effective)
+    return dataclasses.replace(moment, effective_samples=effective, kind=kind)

@@ -31,6 +31,8 @@ from cdelta.moment import Moment
 Features = Callable[[Array], Any]  # a vector [n], or scalars and vectors by name
 Shape = int | np.integer | Sequence[int | np.integer]
 
+# What is estimated, where several estimators have it in common (``Moment.kind``)
+WIGGLES, COVARIANCE = "wiggles", "covariance"
 METHODS = ("rows", "jvp", "finite_difference")
 
 
@@ -315,7 +317,7 @@ def wiggle_moment(
     f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
     return average(
         _Wiggle(products), f, key, samples, labels.n, options,
-        antithetic=antithetic, names=labels.names,
+        antithetic=antithetic, names=labels.names, kind=WIGGLES,
     )  # fmt: skip
 
 
@@ -351,7 +353,7 @@ def feature_covariance(
     f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
     return average(
         _Covariance(products), f, key, samples, labels.n, options,
-        antithetic=antithetic, names=labels.names,
+        antithetic=antithetic, names=labels.names, kind=COVARIANCE,
     )  # fmt: skip
 
 
@@ -394,11 +396,19 @@ def covariance_bounds(
     """
     options = Run.of(run)
     f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)
-    statistic = _Sandwich(products, _check.count("nodes", nodes))
-    n = labels.n
+    nodes, n = _check.count("nodes", nodes), labels.n
+    statistic = _Sandwich(products, nodes)
     both = average(statistic, f, key, samples, 2 * n, options, antithetic=antithetic)
     lower, upper = both.select(range(n)), both.select(range(n, 2 * n))
-    return Bounds(lower.named(labels.names), upper.named(labels.names))
+    return Bounds(
+        lower.named(labels.names, kind=bound("lower", nodes)),
+        upper.named(labels.names, kind=bound("upper", nodes)),
+    )
+
+
+def bound(side: str, nodes: int = 1) -> str:
+    """The kind of one of :func:`covariance_bounds`."""
+    return f"{side} bound of the covariance, {nodes} nodes"
 
 
 def correlation_interval(
@@ -490,8 +500,10 @@ def held_moment(
             f"held must be fewer than the latent's dimensions {products.size}, or nothing is left "
             f"to move, got {labels.shown(held)}"
         )
-    statistic = _Held(products, held, weighting)
-    return average(statistic, f, key, samples, labels.n, options, held=held, names=labels.names)
+    statistic, kind = _Held(products, held, weighting), f"wiggles, {list(held)} held, {weighting}"
+    return average(
+        statistic, f, key, samples, labels.n, options, held=held, names=labels.names, kind=kind
+    )
 
 
 def do_moment(
@@ -546,7 +558,10 @@ def do_moment(
             f"got {len(parents)}"
         )
     statistic = _Intervened(products, index, parents)
-    return average(statistic, f, key, samples, labels.n, options, held=(index,), names=labels.names)
+    kind = f"wiggles under do({index}), parents {sorted(parents)}"
+    return average(
+        statistic, f, key, samples, labels.n, options, held=(index,), names=labels.names, kind=kind
+    )
 
 
 def filtered_moment(
@@ -577,7 +592,8 @@ def filtered_moment(
             f"threshold {threshold:g} keeps none of the {len(differences)} wiggles: the smallest "
             f"change of features {labels.shown(held)} is {sizes.min():.3g}"
         )
-    return _second_moment(kept[:, :, None], labels)
+    kind = f"wiggles that move {sorted(held)} by less than {float(threshold):g}"
+    return _second_moment(kept[:, :, None], labels, kind)
 
 
 def from_wiggles(
@@ -596,7 +612,7 @@ def from_wiggles(
     Raises ValueError for arrays of another shape, and for entries that are not finite.
     """
     wiggles, labels = _feature_rows("wiggles", wiggles, names)
-    return _second_moment(wiggles[:, :, None], labels)
+    return _second_moment(wiggles[:, :, None], labels, WIGGLES)
 
 
 def from_rows(
@@ -625,10 +641,11 @@ def from_rows(
             f"rows must be finite, got NaN or infinity at {len(bad)} latents of {len(rows)}, the "
             f"first of them {bad[0]}"
         )
-    return _second_moment(rows.reshape(*rows.shape[:2], -1), Labels.of(rows.shape[1], names))
+    factors = rows.reshape(*rows.shape[:2], -1)
+    return _second_moment(factors, Labels.of(rows.shape[1], names), WIGGLES)
 
 
-def _second_moment(factors: Float[np.ndarray, "N n m"], labels: Labels) -> Moment:
+def _second_moment(factors: Float[np.ndarray, "N n m"], labels: Labels, kind: str) -> Moment:
     """The average of F Fᵀ over samples."""
     sums = Sums.zero(labels.n)
     blocks, squares = len(sums.count), 0.0
@@ -637,7 +654,8 @@ def _second_moment(factors: Float[np.ndarray, "N n m"], labels: Labels) -> Momen
         sums.count[block] = sums.weight[block] = len(group)
         sums.matrix[block] = np.tensordot(group, group, ([0, 2], [0, 2]))
         squares += np.sum(np.sum(group**2, axis=(1, 2)) ** 2)
-    return sums._replace(trace_squared=np.asarray(squares)).moment(names=labels.names)
+    sums = sums._replace(trace_squared=np.asarray(squares))
+    return sums.moment(names=labels.names, kind=kind)
 
 
 def sample_moment(
@@ -674,6 +692,7 @@ def sample_moment(
         samples=len(features),
         effective_samples=float(effective),
         names=labels.names,
+        kind=COVARIANCE,
     )
 
 
@@ -688,6 +707,7 @@ def _looked_at(
         raise ValueError(f"method must be 'rows', 'jvp' or 'finite_difference', got {method!r}")
     if not callable(f):
         raise ValueError(f"f must be a function of one latent, got {type(f).__name__}")
+    _check.no_torch("f", f, "cdelta.torch.features(module)")
     _roles.refuse_more("f", f, "latent")
     if not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")

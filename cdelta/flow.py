@@ -122,6 +122,7 @@ class Flow:
             raise ValueError(
                 f"velocity must be a function (t, x) -> dx/dt, got {type(self.velocity).__name__}"
             )
+        _check.no_torch("velocity", self.velocity, "cdelta.torch.velocity(module)")
         if self.solver not in _METHODS:
             raise ValueError(f"solver must be one of {', '.join(_METHODS)}, got {self.solver!r}")
         for name in ("rtol", "atol"):
@@ -400,7 +401,7 @@ def _checked_slope(velocity: Callable, x: Array) -> jax.ShapeDtypeStruct:
     except Exception as error:
         reason = (str(error).strip() or "no message").splitlines()[0]
         general = _GENERAL if isinstance(error, _MISFITS) else ""
-        advice = _advice(velocity, time, x) or general
+        advice = _check.met_torch(error) or _advice(velocity, time, x) or general
         raise ValueError(
             f"{expected}; called so it raised {type(error).__name__}: {reason}. {advice}".rstrip()
         ) from error

@@ -32,6 +32,7 @@ def finite_difference(
     f(x0), the result ``[k, ...]``. Raises ValueError when shapes disagree, ``eps`` is zero or not
     finite, or f returns half precision, whose rounding drowns the difference at this ``eps``.
     """
+    _check.no_torch("f", f, "cdelta.torch.features(module)")
     x0, probe = _point_and_probe(x0, probe)
     if _check.concrete(eps) and not (np.isfinite(eps) and eps != 0):
         raise ValueError(f"eps must be a finite number other than 0, got {eps}")
@@ -72,6 +73,7 @@ def values_and_jvp(
     f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"], probe: Float[ArrayLike, "*probes"]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""``f(x0)`` and :func:`jvp` from the same evaluation."""
+    _check.no_torch("f", f, "cdelta.torch.features(module)")
     x0, probe = _point_and_probe(x0, probe)
 
     def product(z):
@@ -94,6 +96,7 @@ def values_and_rows(
     f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     r"""``f(x0)`` and :func:`rows` from the same evaluation."""
+    _check.no_torch("f", f, "cdelta.torch.features(module)")
     x0 = _check.as_float("x0", x0)
     values, pullback = jax.vjp(f, x0)
     basis = jnp.eye(values.size, dtype=values.dtype).reshape(values.size, *values.shape)

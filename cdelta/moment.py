@@ -3,10 +3,12 @@ r"""The result of every estimator: a matrix of dependence with its uncertainty."
 import dataclasses
 import hashlib
 import html
+import io
 import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,7 +47,9 @@ class Moment:
     Where the features have ``names``, a name stands for its index everywhere: ``moment["a", "b"]``
     is that entry and its standard error, and so in :meth:`partial` and :meth:`select`.
     ``keys`` are fingerprints of the keys that the latents were drawn from, so that
-    :meth:`concatenate` can tell independent runs from one that is counted twice.
+    :meth:`concatenate` can tell independent runs from one that is counted twice. ``kind`` says what
+    is estimated, in the estimator's words, so that it can tell runs of one quantity from those of
+    two; None where nobody said it (a file of an earlier version, a moment made by hand).
     """
 
     matrix: Float[np.ndarray, "n n"]
@@ -59,6 +63,7 @@ class Moment:
     keys: UInt32[np.ndarray, "runs 2"] = dataclasses.field(
         default_factory=lambda: _NO_KEYS, repr=False
     )
+    kind: str | None = None
 
     __iter__ = None  # else Python would try the entries 0, 1, … in turn
 
@@ -77,12 +82,14 @@ class Moment:
         error = self._stderr(self.matrix[i, j], self.replicates[:, i, j])
         return float(self.matrix[i, j]), float(error)
 
-    def named(self, names: Sequence[str] | None) -> "Moment":
-        """The same moment with other names for its features, or with none.
+    def named(self, names: Sequence[str] | None, *, kind: str | None = None) -> "Moment":
+        """The same moment with other names for its features, or with none, and, where it is given,
+        with another word for what it is, its ``kind``.
 
         Raises ValueError unless they are different texts, one a feature.
         """
-        return dataclasses.replace(self, names=Labels.of(len(self.matrix), names).names)
+        labels = Labels.of(len(self.matrix), names)
+        return dataclasses.replace(self, names=labels.names, kind=kind or self.kind)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.matrix, dtype=dtype)
@@ -149,6 +156,7 @@ class Moment:
             matrix=_schur(self.matrix, k),
             replicates=_schur(self.replicates, k),
             held=(*self.held, *k),
+            kind=self.kind and f"{self.kind}, {sorted(k)} regressed out",
         )
 
     def select(self, indices: Several) -> "Moment":
@@ -164,7 +172,7 @@ class Moment:
 
     @staticmethod
     def concatenate(moments: Iterable["Moment"]) -> "Moment":
-        r"""One moment from independent runs of one estimator: all their samples together.
+        r"""One moment from independent runs for one quantity: all their samples together.
 
         .. math:: M = \frac{1}{N} \sum_r N_r M_r, \qquad N = \sum_r N_r
 
@@ -174,9 +182,10 @@ class Moment:
         each run counts by its samples, so that the runs' own biases, of order 1 / N_r, remain; and
         a :meth:`partial` moment is to be taken from the whole, not put together from parts.
 
-        Raises ValueError for no moments, for moments of other features or with others held, and
-        when two were drawn from **the same key**, or have the same entries and replicates: their
-        latents are the same, and would be counted as twice as many.
+        Raises ValueError for no moments, for moments of other features or with others held, for
+        two of different ``kind`` (one whose kind nobody said goes with any), and when two were
+        drawn from **the same key**, or have the same entries and replicates: their latents are the
+        same, and would be counted as twice as many.
         """
         given = [moments] if isinstance(moments, Moment) else list(moments)
         for number, moment in enumerate(given):
@@ -188,6 +197,7 @@ class Moment:
         if not moments:
             raise ValueError("moments must be at least one, got none")
         first = moments[0]
+        kind = next((moment.kind for moment in moments if moment.kind), None)
         for number, moment in enumerate(moments):
             for name in ("names", "held"):
                 mine, theirs = getattr(moment, name), getattr(first, name)
@@ -196,6 +206,11 @@ class Moment:
                         f"moments must have the same {name}, got {theirs} and, in number {number}, "
                         f"{mine}"
                     )
+            if moment.kind not in (None, kind):
+                raise ValueError(
+                    f"moments must be of one quantity, got {kind!r} and, in number {number}, "
+                    f"{moment.kind!r}"
+                )
             if len(moment.matrix) != len(first.matrix):
                 raise ValueError(
                     f"moments must be of the same features, got {len(first.matrix)} and, in number "
@@ -245,6 +260,7 @@ class Moment:
             effective_samples=float(counted),
             degenerate=float(sum(lost) / (sizes.sum() + sum(lost))),
             keys=np.concatenate([moment.keys for moment in moments]),
+            kind=kind,
         )
 
     # ------------------------------------------------------------------ tables, figures, files
@@ -368,17 +384,19 @@ class Moment:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the moment to one file, which :meth:`load` reads: NumPy's ``.npz`` (no pickle),
-        whole or not at all. Raises OSError where it cannot be written."""
-        about = {"kind": "cdelta.Moment", "format": _FORMAT, "cdelta": _version(), **self._about()}
+        whole or not at all. Raises OSError where it cannot be written, ValueError where it is no
+        moment any more (as after ``jax.tree.map`` of what makes none, or under ``vmap``)."""
+        told, arrays = self._for_a_file()
+        about = {"kind": "cdelta.Moment", "format": _FORMAT, "cdelta": _version(), **told}
         with _files.whole(path) as file:
-            np.savez(file, about=np.array(json.dumps(about)), **self._arrays())
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Moment":
         """The moment in a file that :meth:`save` has written.
 
         Raises ValueError for a file that is damaged, is none of those, or was written by a later
-        version in a format of its own; OSError where it cannot be read.
+        version in a format of its own; OSError where it cannot be read, as a folder cannot.
         """
         about, arrays = read(path, "cdelta.Moment", _FORMAT)
         try:
@@ -386,14 +404,27 @@ class Moment:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)} is a damaged moment's file ({error})") from error
 
-    def _about(self) -> dict[str, Any]:
-        """What of the moment is no array, for a file."""
-        names = None if self.names is None else list(self.names)
-        return {"samples": self.samples, "held": list(self.held), "names": names}
+    def _for_a_file(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What of the moment is no array, and its arrays, with the numbers that need every digit.
 
-    def _arrays(self) -> dict[str, Any]:
-        """Arrays and numbers that need every digit, for a file."""
-        return {name: getattr(self, name) for name in (*_ARRAYS, *_NUMBERS)}
+        Raises ValueError where :meth:`_from` would not make a moment of them.
+        """
+        try:
+            arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+            arrays |= {name: np.asarray(getattr(self, name), np.float64) for name in _NUMBERS}
+            samples = float(self.samples)
+            if samples != int(samples):
+                raise ValueError(f"it has {samples} samples")
+            about = {
+                "samples": int(samples),
+                "held": list(self.held),
+                "names": None if self.names is None else list(self.names),
+                "quantity": self.kind,  # a file's "kind" is what of cdelta's it holds
+            }
+            self._from(about, arrays)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"what is saved must be one moment ({error})") from error
+        return about, arrays
 
     @classmethod
     def _from(cls, about: dict[str, Any], parts: dict[str, np.ndarray]) -> "Moment":
@@ -407,6 +438,9 @@ class Moment:
                 raise ValueError(f"its {name} is {parts[name].dtype} of {parts[name].shape}")
         if int(about["samples"]) < 1:
             raise ValueError(f"it has {about['samples']} samples")
+        kind = about.get("quantity")  # earlier versions did not write it
+        if not (kind is None or isinstance(kind, str)):
+            raise ValueError(f"it is of the kind {kind!r}")
         labels = Labels.of(n, about["names"])
         held = labels.indices("held", about["held"]) if about["held"] else ()
         return cls(
@@ -415,6 +449,7 @@ class Moment:
             samples=int(about["samples"]),
             held=held,
             names=labels.names,
+            kind=kind,
         )
 
 
@@ -433,17 +468,16 @@ def read(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a file of this kind says about itself, and its arrays.
 
-    Raises ValueError for any other file, and for a format later than ``latest``; FileNotFoundError
-    where there is none.
+    Raises ValueError for any other file, and for a format later than ``latest``; OSError where
+    there is none, or it cannot be read.
     """
+    content = Path(path).read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             arrays = {name: np.asarray(file[name]) for name in file.files if name != "about"}
         if about["kind"] != kind or type(about["format"]) is not int or about["format"] < 1:
             raise ValueError(f"it says that it holds {about['kind']!r}")
-    except FileNotFoundError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         what = kind.rpartition(".")[2].lower()
         raise ValueError(f"{os.fspath(path)} is not a {what}'s file ({error})") from error
@@ -458,7 +492,7 @@ def read(
 jax.tree_util.register_dataclass(
     Moment,
     ["matrix", "replicates", "shares", "samples", "effective_samples", "degenerate", "keys"],
-    ["held", "names"],
+    ["held", "names", "kind"],
 )
 
 

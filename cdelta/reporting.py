@@ -130,11 +130,12 @@ class Report:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report to one file, which :meth:`load` reads: NumPy's ``.npz`` (no pickle),
         whole or not at all. Raises OSError where it cannot be written."""
+        parts = [one._for_a_file() for one in self.moments.values()]
         about = {
             "kind": "cdelta.Report",
             "format": _FORMAT,
             "cdelta": _moment._version(),
-            "moments": {name: one._about() for name, one in self.moments.items()},
+            "moments": {name: told for name, (told, _) in zip(self.moments, parts, strict=True)},
             "findings": [[str(one), *one.__getnewargs__()[1:]] for one in self.findings],
             "names": self.names and list(self.names),
             **{name: getattr(self, name) for name in ("samples", "solver", "method", "seconds")},
@@ -142,8 +143,8 @@ class Report:
         }
         arrays = {
             f"{number}.{part}": array
-            for number, one in enumerate(self.moments.values())
-            for part, array in one._arrays().items()
+            for number, (_, of_one) in enumerate(parts)
+            for part, array in of_one.items()
         }
         with _files.whole(path) as file:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
@@ -280,7 +281,7 @@ def _made(asked: Asked) -> Report:
     method = "rows" if chosen.method == "rows" else f"{chosen.method}, {chosen.probes} probes"
     samples = budget.samples
     if budget.seconds is not None:
-        counts = [one.samples for name, one in moments.items() if name in _FOUR]
+        counts = [one.samples for name, one in moments.items() if name in _KINDS]
         samples = min(counts or [one.samples for one in moments.values()], default=0)
     return Report(moments, findings, samples, solver, method, turn, labels.names, budget.spent)
 
@@ -313,7 +314,8 @@ def _estimates(f, keys, shape, budget, chosen, wanted, labels, options):
     tried("covariance", lambda: _four(f, keys["moments"], shape, samples, chosen, options), 4.0)
     if "covariance" in moments:
         four = moments.pop("covariance")
-        moments |= {name: one.named(labels.names) for name, one in zip(_FOUR, four, strict=True)}
+        for (name, kind), one in zip(_KINDS.items(), four, strict=True):
+            moments[name] = one.named(labels.names, kind=kind)
     tried("samples", lambda: _sampled(f, keys["values"], shape, samples, labels, options), 0.5)
     if wanted.held:
         tried("held", lambda: run(dependence.held_moment, "held", wanted.held, **seen))
@@ -332,7 +334,12 @@ def _estimates(f, keys, shape, budget, chosen, wanted, labels, options):
     return moments, turn, failed
 
 
-_FOUR = ("wiggle", "covariance", "lower", "upper")
+_KINDS = {
+    "wiggle": dependence.WIGGLES,
+    "covariance": dependence.COVARIANCE,
+    "lower": dependence.bound("lower"),
+    "upper": dependence.bound("upper"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -845,14 +845,16 @@ def _looks_at_network(state: _State, keys: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------- files
 
 
-def save(path: str | os.PathLike, network: Any, **facts: Any) -> None:
+def save(path: str | os.PathLike, network: Any, /, **facts: Any) -> None:
     """Write the arrays of any network to one file, in the format safetensors: no pickle.
 
-    ``network`` is an nnx module, an Equinox module or another pytree; random streams are left out.
-    The file is written whole or not at all, and says in its header, as JSON, which class was saved,
-    a checksum, and ``facts``: whatever JSON can hold, for instance the arguments of the constructor
-    (:func:`saved_facts` reads them). Raises ValueError for facts that JSON cannot hold, and for a
-    network without arrays.
+    ``network`` is an nnx module, an Equinox module or another pytree, with arrays of any dtype that
+    jax or NumPy has for numbers, or of random keys; the random streams of nnx are left out. The
+    file is written whole or not at all, and says in its header, as JSON, which class was saved, a
+    checksum, and ``facts``: whatever JSON can hold, for instance the arguments of the constructor
+    (:func:`saved_facts` reads them). Of what is in the file nothing is rounded. Raises ValueError
+    for facts that JSON cannot hold, for a network without arrays, and for one of whose arrays two
+    would have one name (``{"a.b": x, "a": {"b": y}}``).
     """
     state = _saved(network)[0]
     if not jax.tree.leaves(state):
@@ -868,8 +870,10 @@ def load(path: str | os.PathLike, network: Any) -> Any:
     """A network with the arrays of a file that :func:`save` wrote.
 
     ``network`` is one that was built in the same way, and is left as it is: the file holds no code.
-    nnx modules come back in eval mode. Raises OSError for a file that is damaged or is none of
-    these, ValueError naming the array where the network is another.
+    Each array comes back in the dtype that it has there, rounded where that is of less precision;
+    nnx modules in eval mode. Raises OSError for a file that is damaged or is none of these,
+    ValueError naming the array where the network is another: in its names, a shape, the kind of its
+    numbers, or a dtype that some of them are too large for.
     """
     state, whole = _saved(network)
     loaded = whole(_weights.read(path, state, type(network).__name__))
@@ -882,7 +886,7 @@ def saved_facts(path: str | os.PathLike) -> dict[str, Any]:
     """The facts that were saved with a network. Raises OSError for a file that has none."""
     try:
         return _weights.header(Path(path).read_bytes())["facts"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise OSError(f"{os.fspath(path)} is no file that save wrote: {error}") from error
 
 

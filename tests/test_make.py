@@ -27,7 +27,7 @@ def make(tmp_path):
     (root / "book/page.md").write_text("a page\n")
     (root / "book/executed/old.ipynb").write_text("{}")
     (root / "_build/smoke/01_a.ipynb").write_text("{}")
-    for name in ("python", "jupyter-book", "ruff", "uv"):
+    for name in ("python", "jupyter-book", "ruff", "oxlint", "uv"):
         (root / ".venv/bin" / name).write_text(SCRIPT)
         (root / ".venv/bin" / name).chmod(0o755)
     python = tmp_path / "python"
@@ -108,7 +108,8 @@ def venv_calls(calls):
 
 
 def test_an_environment_that_is_whole_is_left_alone(make):
-    assert make("lint") == ["a book: ruff check .", "a book: ruff format --check ."]
+    style = ["ruff check .", "ruff format --check .", "oxlint --deny-warnings"]
+    assert make("lint") == [f"a book: {command}" for command in style]
     os.utime(make.root / "requirements.txt", (2e9, 2e9))  # a new lock: installed into the same one
     calls = make("env")
     assert any("uv pip install" in call for call in calls) and not venv_calls(calls)

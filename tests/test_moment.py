@@ -2,6 +2,7 @@
 features' names, several runs as one, tables, figures and files."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from typing import NamedTuple
@@ -327,6 +328,51 @@ def other():
     return wiggle_moment(three, jax.random.key(1), (3,), 9)
 
 
+def quantities():
+    """Each of another kind, all of three features, in the order of their estimators; the held ones
+    after taking out the held feature, which hides what it was."""
+    key = iter(jax.random.split(jax.random.key(5), 20))
+    lower, upper = dependence.covariance_bounds(three, next(key), 3, 4)
+    finer = dependence.covariance_bounds(three, next(key), 3, 4, nodes=2)
+    draws = np.random.default_rng(0).standard_normal((9, 3))
+    found = [
+        other(), dependence.feature_covariance(three, next(key), 3, 4), lower, upper,
+        finer.lower, finer.upper,
+        *(dependence.held_moment(three, next(key), 3, 4, k) for k in (0, 1)),
+        dependence.held_moment(three, next(key), 3, 4, 0, "uniform"),
+        *(dependence.do_moment(three, next(key), 3, 4, 1, parents) for parents in ((), (0,))),
+        wiggle_moment(three, next(key), 3, 9).partial(0),
+    ]  # fmt: skip
+    rest = [[1, 2], [0, 2]]
+    found = [m.select(rest[m.held[0]] if m.held else [0, 1]) for m in found]
+    found += [dependence.filtered_moment(draws[:, :2], 0, threshold) for threshold in (1.0, 2.0)]
+    return found
+
+
+def test_two_quantities_are_not_one():
+    """Every pair of different kinds is refused; two runs of each are put together, also where one
+    is of a file of a version that did not write the kind."""
+    found = quantities()
+    assert len({moment.kind for moment in found}) == len(found)
+    for a, b in itertools.permutations(found, 2):
+        with pytest.raises(ValueError, match="moments must be of one quantity, got "):
+            Moment.concatenate([a, b])
+    for moment in found:
+        again = dataclasses.replace(
+            moment, keys=moment.keys + 1, matrix=moment.matrix + 1, replicates=moment.replicates + 2
+        )
+        for kind in (moment.kind, None):
+            one = dataclasses.replace(again, kind=kind)
+            for order in ([moment, one], [one, moment]):
+                whole = Moment.concatenate(order)
+                assert whole.kind == moment.kind and whole.samples == 2 * moment.samples
+    # the same quantity by another way
+    draws = np.random.default_rng(1).standard_normal((9, 2))
+    for other_way, number in ((dependence.from_wiggles, 0), (dependence.sample_moment, 1)):
+        assert Moment.concatenate([found[number], other_way(draws)]).samples == 9 + (9, 4)[number]
+    assert dependence.from_rows(np.ones((3, 2, 2))).kind == found[0].kind
+
+
 def known(seed):
     """Of arrays, without a key."""
     return dependence.from_wiggles(np.random.default_rng(seed).standard_normal((9, 3)))
@@ -408,17 +454,52 @@ def test_a_moment_comes_back_from_its_file(tmp_path):
         Moment.concatenate([moment, moment.named(NAMES)])
 
 
+def test_what_is_no_moment_any_more_is_not_saved(tmp_path, unchecked):
+    """As jax's transformations leave it: arrays of jax make the same moment, others none."""
+    moment = wiggle_moment(three, KEY, (3,), 40, names=NAMES)
+    arrays = jax.tree.map(jnp.asarray, moment)
+    arrays.save(tmp_path / "moment")
+    back = Moment.load(tmp_path / "moment")
+    assert type(back.samples) is int and back.samples == 40 and back.kind == moment.kind
+    np.testing.assert_array_equal(back.matrix, moment.matrix)
+    for change in (
+        lambda part: part * 1.5,
+        lambda part: np.stack([part, part]),
+        lambda part: np.shape(part),
+        lambda part: None,
+    ):
+        with pytest.raises(ValueError, match="what is saved must be one moment"):
+            jax.tree.map(change, moment).save(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["moment"]
+
+
+def test_files_of_earlier_versions_have_no_kind(tmp_path):
+    moment = wiggle_moment(three, KEY, (3,), 40)
+    moment.save(tmp_path / "new")
+    with np.load(tmp_path / "new") as file:
+        parts = dict(file)
+    about = json.loads(str(parts["about"]))
+    assert about.pop("quantity") == moment.kind
+    np.savez((tmp_path / "old").open("wb"), **(parts | {"about": json.dumps(about)}))
+    old = Moment.load(tmp_path / "old")
+    assert old.kind is None and old.samples == 40
+    np.testing.assert_array_equal(old.matrix, moment.matrix)
+
+
 def test_damaged_and_foreign_files_are_refused(tmp_path):
     path, moment = tmp_path / "moment", wiggle_moment(three, KEY, (3,), 40, names=NAMES)
     moment.save(path)
     whole = path.read_bytes()
+    at = whole.index(b"descr") + 300  # in the first array's numbers, which a checksum covers
     assert b"pickle" not in whole
-    for damaged in (whole[: len(whole) // 2], b"", b"{}", whole[:800] + b"!!!!" + whole[804:]):
+    for damaged in (whole[: len(whole) // 2], b"", b"{}", whole[:at] + b"!!!!" + whole[at + 4 :]):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="is not a moment's file"):
             Moment.load(path)
     with pytest.raises(FileNotFoundError):
         Moment.load(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        Moment.load(tmp_path)
     about = '{"kind": "cdelta.Moment", "format": true}'
     np.savez(path.open("wb"), about=about, matrix=np.eye(2))
     with pytest.raises(ValueError, match="is not a moment's file"):
@@ -444,6 +525,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         {"about": {"held": [7]}},
         {"degenerate": np.zeros(2)},
         {"about": {"samples": -1}},
+        {"about": {"quantity": 3}},
     ):
         rewritten(**changed)
         with pytest.raises(ValueError, match="is a damaged moment's file"):

@@ -175,6 +175,78 @@ def test_estimators_agree_with_the_same_map_in_jax():
         np.testing.assert_allclose(estimate(f).matrix, estimate(same).matrix, rtol=1e-3, atol=1e-5)
 
 
+KINDS = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("asked", KINDS)
+def test_modules_and_latents_in_every_precision(kind, asked):
+    """Values and both products against the closed form of the rounded weights, in double."""
+    torch.manual_seed(1)
+    readout = Readout().to(getattr(torch, kind)).eval()
+
+    class Velocity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.readout = readout
+
+        def forward(self, x, t):
+            return self.readout(x)[:, :2] * t[:, None]
+
+    weight, bias = (p.detach().double().numpy() for p in readout.parameters())
+    x, d, c = (jnp.asarray(values, asked) for values in ([0.3, -0.7], [1.0, 0.25], [1.0, -2.0]))
+    exact = np.tanh(weight @ np.asarray(x, float) + bias)
+    slopes = (1 - exact**2)[:, None] * weight
+    eps = float(max(jnp.finfo(kind).eps, jnp.finfo(asked).eps))
+    f, v = bridge.features(readout), bridge.velocity(Velocity().eval())
+    for got, wanted in (
+        (jax.jvp(f, (x,), (d,)), (exact, slopes @ np.asarray(d, float))),
+        (jax.vjp(f, x)[1](jnp.append(c, 0)), (np.asarray(c, float) @ slopes[:2],)),
+        (
+            jax.jvp(lambda x: v(0.5, x), (x,), (d,)),
+            (exact[:2] / 2, slopes[:2] @ np.asarray(d, float) / 2),
+        ),
+        ((jax.vmap(f)(jnp.stack([x, d, x])),), (np.stack([exact, plain(weight, bias, d), exact]),)),
+    ):
+        for mine, theirs in zip(got, wanted, strict=True):
+            assert mine.dtype == np.dtype(asked)
+            np.testing.assert_allclose(np.asarray(mine, float), theirs, atol=6 * eps)
+    whole = cdelta.Flow(v, "midpoint", 2)(x)
+    assert whole.dtype == np.dtype(asked) and jnp.abs(whole - x).max() > 0.05
+
+
+def plain(weight, bias, x):
+    return np.tanh(weight @ np.asarray(x, float) + bias)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_not_independent_are_seen_in_every_precision(kind):
+    x = jnp.arange(6, dtype=kind)
+    with pytest.raises(ValueError, match="treat the rows of a batch independently"):
+        bridge.torch_map(lambda x: x - x.mean(0))(x)
+    np.testing.assert_array_equal(bridge.torch_map(lambda x: 2 * x)(x), 2 * x)
+
+
+def test_the_tensor_in_what_a_module_returns_is_named():
+    class Output:
+        def __init__(self, sample):
+            self.sample = sample
+
+    class Denoiser(nn.Module):
+        def forward(self, sample, timestep):
+            return Output(sample)
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, None
+
+    x = jnp.ones(2)
+    with pytest.raises(ValueError, match=r"returned Output, whose \.sample is a tensor: wrap .*"):
+        bridge.velocity(Denoiser().eval())(0.5, x)
+    with pytest.raises(ValueError, match=r"got tuple, whose \[0\] is a tensor: wrap"):
+        bridge.features(Pair().eval())(x)
+
+
 def test_a_solution_that_stays_in_pytorch(unet):
     """All steps inside one crossing give what jax's steps give."""
     v = bridge.velocity(unet)

@@ -37,7 +37,7 @@
       const own = +box.dataset.size, set = size => { box.style.fontSize = `${size}%`; };
       set(own);
       // step by step: a font's sizes are whole pixels, and widths follow them in jumps
-      for (let size = own - 2; !cell && width() > room && size >= SMALLEST * own; size -= 2) set(size);
+      if (!cell) for (let size = own - 2; width() > room && size >= SMALLEST * own; size -= 2) set(size);
       const wide = width() > room;
       if (wide) set(own);
       if (inLine) box.classList.toggle("cd-wide", wide);
@@ -65,7 +65,7 @@
       const whole = formula.parentElement.matches("span.math") ? formula.parentElement : formula;
       if (whole.parentElement.matches(".cd-together")) continue;
       const before = whole.previousSibling, after = whole.nextSibling;
-      const opening = before?.nodeType === Node.TEXT_NODE ? before.data.match(/[(\[“‘]+$/)?.[0] : "";
+      const opening = before?.nodeType === Node.TEXT_NODE ? before.data.match(/[([“‘]+$/)?.[0] : "";
       const closing = after?.nodeType === Node.TEXT_NODE ? after.data.match(/^(?:[.,;:!?)\]”’]+|['’]s|-\p{L}+)+/u)?.[0] : "";
       if (!opening && !closing) continue;
       const word = document.createElement("span");

@@ -1,5 +1,6 @@
 // How Sphinx's search weighs what it finds: its own numbers, and more for a page whose title has every word of the query,
 // most for a chapter. (A heading inside a page has an anchor; equal scores are sorted by the alphabet.)
+// oxlint-disable-next-line no-var, no-unused-vars -- Sphinx looks for the global name
 var Scorer = {
   score: ([docname, title, anchor, , score]) => {
     const words = (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\s+/).filter(Boolean);

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
-from cdelta import _check, _files, _roles
+from cdelta import _check, _files, _roles, _weights
 from cdelta._features import by_name
 from cdelta._precision import working
 from cdelta._pytree import as_pytree
@@ -315,10 +315,9 @@ class CausalFlow(_Model):
         sizes are JSON in the file's header. Of a network of one's own its arrays are written, not
         its code.
 
-        Raises ValueError when the flow is not fitted, or has been intervened on.
+        Raises ValueError when the flow is not fitted, or has been intervened on, and for a network
+        of whose arrays two would have one name.
         """
-        from safetensors.numpy import save as serialise
-
         self._need_fit()
         if self.changes:
             raise ValueError("save the flow that was fitted: interventions are not written")
@@ -336,7 +335,7 @@ class CausalFlow(_Model):
                 "networks": list(self.networks),
             }
         _files.write(
-            path, serialise(_named(self.nodes), metadata={"cdelta.CausalFlow": json.dumps(facts)})
+            path, _weights.serialise(_named(self.nodes), {"cdelta.CausalFlow": json.dumps(facts)})
         )
 
     @classmethod
@@ -349,14 +348,11 @@ class CausalFlow(_Model):
         Raises OSError when there is none, when it is damaged, or of a format that this version does
         not know; ValueError when the networks are not those of the flow that was saved.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
-        path.open("rb").close()
+        content = path.read_bytes()
         try:
-            with safe_open(path, "np") as file:
-                facts = json.loads((file.metadata() or {})["cdelta.CausalFlow"])
-                weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights, texts = _weights.parse(content)
+            facts = json.loads(texts["cdelta.CausalFlow"])
             if facts["format"] not in (_FORMAT, _FORMAT_NAMED):
                 raise OSError(
                     f"{path} has format {facts['format']!r}; this version reads {_FORMAT} and "
@@ -369,7 +365,7 @@ class CausalFlow(_Model):
                 nodes = {name: facts[name] for name in ("shapes", "labels")}
             new = cls(np.array(facts["graph"], bool), names or None,
                       width=width, layers=layers, solver_steps=steps, **nodes)  # fmt: skip
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise OSError(f"{path} is damaged, or no causal flow: {error}") from error
         if sorted(network or {}) != sorted(own):
             raise ValueError(
@@ -671,12 +667,17 @@ def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
 
 
 def _named(nodes: Nodes | Pieces) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(nodes)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-        for path, leaf in leaves
-        if not _is_key(leaf)
-    }
+    named: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(nodes)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in named:
+            raise ValueError(
+                f"network must have arrays whose names differ, but two would be called {name!r}, "
+                f"one of them at {jax.tree_util.keystr(path)}: rename one"
+            )
+        if not _is_key(leaf):
+            named[name] = np.asarray(leaf)
+    return named
 
 
 def _is_key(leaf: Any) -> bool:
@@ -695,11 +696,15 @@ def _loaded(path: Path, flow: CausalFlow, weights: Mapping[str, np.ndarray]) -> 
             flow.parents, *np.zeros((2, n)), np.zeros((n, n)), *np.zeros((2, n)), flow.sizes[:2]
         )
     expected = _named(like)
-    if {name: array.shape for name, array in weights.items()} != {
-        name: array.shape for name, array in expected.items()
-    }:
-        raise OSError(f"{path} is damaged: its arrays are not those of its graph and sizes")
-    if not all(np.isfinite(array).all() for array in weights.values()):
+    difference = _weights.difference(weights, expected)
+    if difference:
+        difference = difference.replace("the recipe's", "this")
+        raise OSError(
+            f"{path} is damaged: its arrays are not those of its graph and sizes ({difference})"
+        )
+    # of integers jax knows some that NumPy's isfinite does not take
+    reals = [a for a in weights.values() if jnp.issubdtype(a.dtype, jnp.inexact)]
+    if not all(np.isfinite(array).all() for array in reals):
         raise OSError(f"{path} is damaged: its weights must be finite")
     values = iter(jnp.asarray(weights[name], array.dtype) for name, array in expected.items())
     return jax.tree.map(lambda leaf: leaf if _is_key(leaf) else next(values), like)

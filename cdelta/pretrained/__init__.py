@@ -20,8 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cdelta import _files, datasets, networks, training
-from cdelta._weights import difference as _difference, leaves as _leaves, name as _name
+from cdelta import _files, _weights, datasets, networks, training
 
 FOLDER = Path(__file__).parent
 
@@ -31,7 +30,8 @@ class Recipe:
     """Everything a training run depends on.
 
     ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in
-    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``.
+    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``. ``start``
+    names the shipped network whose weights are the first; without it they are random.
     """
 
     network: str
@@ -45,10 +45,15 @@ class Recipe:
     warmup: int = 200
     ema: float = 0.995
     seed: int = 0
+    start: str | None = None
 
     def build(self) -> nnx.Module:
-        """The untrained network."""
-        return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
+        """The network before its training."""
+        if self.start is None:
+            return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
+        network, _ = _saved(self.start, FOLDER)
+        network.train()
+        return network
 
     def samples(self, split: str) -> Any:
         """The data of one ``split``: images, or images and labels for a classifier."""
@@ -86,7 +91,10 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The recipe in the form that a manifest holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        facts = dataclasses.asdict(self)
+        if self.start is None:
+            del facts["start"]
+        return json.loads(json.dumps(facts))
 
 
 _FIRST = {
@@ -128,10 +136,22 @@ _FIRST = {
         steps=3000,
     ),
 }
+# The same faces under another graph: what the flow has learned of faces stays.
+_FIRST["faces_collider"] = dataclasses.replace(
+    _FIRST["faces"],
+    data_arguments={"graph": "collider", "n": 6000},
+    steps=500,
+    rate=1e-3,
+    warmup=50,
+    ema=0.99,
+    start="faces",
+)
 
 # What a chapter says of a trained flow it says of several trainings: the same recipe and data,
 # other first weights, other batches.
-REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}
+REPEATS = {
+    name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces", "faces_collider")
+}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     _FIRST
@@ -164,6 +184,13 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     known = sorted(path.stem for path in Path(folder).glob("*.json"))
     if name not in known:
         raise ValueError(f"name must be one of {known}, got {name!r}")
+    network, recipe = _saved(name, folder)
+    targets = recipe.get("objective", "loss").startswith("target")
+    return networks.VelocityFromTarget(network) if targets else network
+
+
+def _saved(name: str, folder: str | os.PathLike) -> tuple[nnx.Module, Mapping[str, Any]]:
+    """The network as it was trained, and its recipe."""
     manifest = read_manifest(name, folder)
     missing = [fact for fact in ("sha256", "recipe") if fact not in manifest]
     if missing:
@@ -172,22 +199,20 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
         raise OSError(f"{name}.safetensors is damaged: its checksum is not the manifest's")
 
-    from safetensors.numpy import load as parse
-
+    try:
+        weights, _ = _weights.parse(content)
+    except ValueError as error:
+        raise OSError(f"{name}.safetensors is no file that save wrote: {error}") from error
     try:
         graph, like = _untrained(manifest["recipe"])
     except ValueError as error:
         raise OSError(f"{name}.json is damaged: {error}") from error
-    weights = parse(content)
-    difference = _difference(weights, _leaves(like))
+    difference = _weights.difference(weights, _weights.leaves(like))
     if difference:
         raise OSError(f"{name}.safetensors does not fit the recipe in {name}.json: {difference}")
-    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    values = [jax.numpy.asarray(weights[_name(path)], leaf.dtype) for path, leaf in leaves]
-    network = nnx.merge(graph, jax.tree.unflatten(tree, values))
+    network = nnx.merge(graph, _weights.filled(like, weights))
     network.eval()
-    targets = manifest["recipe"].get("objective", "loss").startswith("target")
-    return networks.VelocityFromTarget(network) if targets else network
+    return network, manifest["recipe"]
 
 
 def save(
@@ -200,15 +225,14 @@ def save(
 ) -> None:
     """Write the weights of ``network``, and a manifest with its recipe and ``facts``.
 
-    Each file is written whole or not at all. ``recipe`` is that of the training, or what ``load``
+    Both files are written whole or not at all. ``recipe`` is that of the training, or what ``load``
     needs of it: a constructor in ``cdelta.networks`` and its arguments, ``{"network": "MLP",
     "arguments": {"shape": 2}}``, and ``"objective": "target_loss"`` when the network predicts the
     target.
 
-    Raises ValueError, before anything is written, when ``load`` could not read what would be saved.
+    Raises ValueError, before anything is written, when ``load`` could not read what would be saved:
+    also of weights that the recipe's dtype would round.
     """
-    from safetensors.numpy import save as serialise
-
     if recipe is None:
         raise ValueError(
             "recipe is needed, or load could not build the network: recipe={'network': "
@@ -217,20 +241,29 @@ def save(
     if not name or name != Path(name).name:
         raise ValueError(f"name must be that of a file without its folder, got {name!r}")
     recipe = recipe.as_json() if isinstance(recipe, Recipe) else json.loads(json.dumps({**recipe}))
-    weights = _leaves(nnx.state(network))
-    difference = _difference(weights, _leaves(_untrained(recipe)[1]))
+    if "sha256" in facts:
+        raise ValueError("facts must not have sha256, the checksum that is written beside them")
+    weights = _weights.leaves(nnx.state(network))
+    like = _weights.leaves(_untrained(recipe)[1])
+    difference = _weights.difference(weights, like, exact=True)
     if difference:
         raise ValueError(f"recipe must build the network that is saved: {difference}")
-    content = serialise({key: np.asarray(value) for key, value in weights.items()})
+    content = _weights.serialise(weights, {})
     manifest = {
         "name": name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "recipe": recipe,
         **facts,
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    _files.write(Path(folder) / f"{name}.safetensors", content)
-    _files.write(Path(folder) / f"{name}.json", text)
+    try:
+        text = json.dumps(manifest, indent=1) + "\n"
+    except TypeError as error:
+        raise ValueError(f"facts must be what JSON can hold: {error}") from error
+    with _files.whole(Path(folder) / f"{name}.safetensors") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # the disk has taken it: it comes to be once the manifest has
+        _files.write(Path(folder) / f"{name}.json", text)
 
 
 def read_manifest(name: str, folder: str | os.PathLike = FOLDER) -> dict[str, Any]:

@@ -279,6 +279,10 @@ def test_a_unet_given_attributes_and_its_file(tmp_path):
     flow.save(path)
     again = CausalFlow.load(path, network={"image": unet(7)})
     close(again.sample(jax.random.key(1), 3)["image"], drawn["image"], 0)
+    halves = jax.tree.map(lambda a: np.asarray(a, jnp.bfloat16) if a.ndim else a, flow.nodes)
+    flow._with(nodes=halves).save(path)
+    back = CausalFlow.load(path, network={"image": unet(7)}).nodes
+    jax.tree.map(lambda a, b: close(a, np.asarray(b, a.dtype), 0), back, halves)
     with pytest.raises(ValueError, match=r"network must hold those of the nodes \['image'\]"):
         CausalFlow.load(path)
     with pytest.raises(OSError, match="not those of its graph"):

@@ -4,7 +4,7 @@
 (async () => {
   for (const formula of document.querySelectorAll("mjx-container")) formula.textContent = "formula"; // it has a text of its own
   for (const drawn of document.querySelectorAll("figure svg")) drawn.replaceChildren();
-  for (const code of document.querySelectorAll(".highlight pre, .sig-param, .sig-return, code")) code.textContent = code.textContent;
+  for (const code of document.querySelectorAll(".highlight pre, .sig-param, .sig-return, code")) code.replaceChildren(code.textContent);
   document.querySelectorAll("script").forEach(script => script.remove());
   const still = document.head.appendChild(document.createElement("style"));
   still.textContent = "* { transition: none !important; animation: none !important }";

@@ -48,7 +48,7 @@
     return cache.get(colour);
   };
   const behind = element => {
-    let layers = [];
+    const layers = [];
     for (let at = element; at; at = at.parentElement) {
       const layer = rgba(getComputedStyle(at).backgroundColor);
       if (layer[3]) layers.push(layer);

@@ -299,6 +299,27 @@ def test_landing_and_status_page_say_the_same_of_time():
     assert "executed/times.md" in (ROOT / "book/index.md").read_text("utf-8")
 
 
+def test_status_page_adds_the_times_and_names_no_time_that_was_not_measured():
+    run = {"profile": "book", "executed": "2026-01-01T00:00:00+00:00", "commit": "abc"}
+    run |= {"machine": execute.machine(), "versions": execute.versions(), "ledger": []}
+    runs = {"01_a": {**run, "seconds": 60.0, "cpu_seconds": 90.5, "compiling_seconds": 20.25}}
+    runs["02_b"] = {**run, "seconds": 2.5, "cpu_seconds": 3.0, "compiling_seconds": 1.5}
+    titles = {"01_a": "A", "02_b": "B"}
+
+    def table():
+        rows = companion.status(runs, titles).split(":::")[1].split("* - ")[1:]
+        return [[cell.strip() for cell in row.split("\n  - ")] for row in rows]
+
+    assert [row[2:5] for row in table()[1:]] == [
+        ["60.0", "90.5", "20.2"],
+        ["2.5", "3.0", "1.5"],
+        ["62.5", "93.5", "21.8"],
+    ]
+    del runs["02_b"]["compiling_seconds"]
+    assert [row[4] for row in table()[1:]] == ["20.2", "—", "—"]
+    assert len({len(row) for row in table()}) == 1
+
+
 def test_records_of_notebooks_that_are_no_chapter_do_not_count():
     text = companion.scorecard(CLAIMS, [record("T1", notebook="99_draft")], {"01_a": "A"})
     assert "[open]" in rows(text)["T1"]
