@@ -135,6 +135,18 @@ def met_torch(error: BaseException) -> str:
     return f"It calls PyTorch, which does not take jax's arrays: wrap the module, {_EITHER}"
 
 
+def key(name: str, value: Any) -> jax.Array:
+    """``value`` as one random key, of the new kind also where it is two words of the old one."""
+    try:
+        if not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be one key from jax.random.key, got {value!r}") from error
+    if value.shape != ():
+        raise ValueError(f"{name} must be one key, got keys of shape {value.shape}")
+    return value
+
+
 def as_single(name: str, value: Any) -> jax.Array:
     """As :func:`as_float`, and half precision as single: sums of many terms lose theirs in half."""
     array = as_float(name, value)

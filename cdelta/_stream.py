@@ -535,11 +535,5 @@ class _Store:
 
 def _words(name: str, key: Any) -> tuple[np.ndarray, str]:
     """A key's words and its generator."""
-    try:
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            key = jax.random.wrap_key_data(key)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be one key from jax.random.key, got {key!r}") from error
-    if key.shape != ():
-        raise ValueError(f"{name} must be one key, got keys of shape {key.shape}")
+    key = _check.key(name, key)
     return np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))

@@ -558,8 +558,9 @@ def _with_condition(
     embedded: Array, c_in: nnx.Linear | None, condition: ArrayLike | None
 ) -> Float[Array, " width"]:
     if (c_in is None) != (condition is None):
+        given = "none" if condition is None else f"an array of shape {jnp.shape(condition)}"
         wanted = "none" if c_in is None else f"a vector of {c_in.in_features} numbers"
-        raise ValueError(f"condition must be {wanted}, as the network was built, got {condition}")
+        raise ValueError(f"condition must be {wanted}, as the network was built, got {given}")
     if c_in is None:
         return embedded
     condition = _check.as_float("condition", condition).astype(embedded.dtype)

@@ -7,6 +7,7 @@ when the run is killed and started again.
 
 import contextlib
 import functools
+import inspect
 import json
 import os
 import time
@@ -27,7 +28,7 @@ from cdelta.flow import _equinox_in_training
 from cdelta.networks import BATCH
 
 Objective = Callable[[Any, PRNGKeyArray, Any], Float[Array, ""]]
-Coupling = Callable[[PRNGKeyArray, Array, Array], tuple[Array, Array]]
+Coupling = Callable[[PRNGKeyArray, Array, Array], tuple[Array, Array]]  # pairs, or their rows
 
 
 # --------------------------------------------------------------------------------------- objectives
@@ -66,13 +67,17 @@ def loss(
 
     A batch ``(x1, conditions)`` is one of labels or other conditions, an array or a tree of them
     with one row a sample: the network is ``network(t, x, condition)`` then. x0 and x1 are
-    independent, or paired by ``coupling(key, x0, x1) -> (x0, x1)`` (:func:`optimal_pairs`), which
-    must leave x1 in its order where there are conditions.
+    independent, or paired by ``coupling(key, x0, x1)`` (:func:`optimal_pairs`), which returns the
+    pairs, ``(x0, x1)``, or the rows that make them, integers ``(i, j)``: the pairs x0[i], x1[j],
+    and each x1's condition with it. Where there are conditions, pairs must have the x1 that was
+    given itself, and not in another order, which would leave the conditions behind.
 
-    Raises ValueError when ``x1`` holds integers, or the coupling changes shapes.
+    Raises ValueError when ``x1`` is no array or holds integers, for a source or network of another
+    shape, a network that does not take what it is called with, and a coupling that returns anything
+    else.
     """
     t, x0, x1, x, conditions = _interpolated(key, x1, source, coupling)
-    return jnp.mean((batched(network)(t, x, *conditions) - (x1 - x0)) ** 2)
+    return jnp.mean((_answers(network, t, x, *conditions) - (x1 - x0)) ** 2)
 
 
 def target_loss(
@@ -90,7 +95,7 @@ def target_loss(
     one. Conditions and couplings as in :func:`loss`.
     """
     t, _, x1, x, conditions = _interpolated(key, x1, source, coupling)
-    return jnp.mean((batched(network)(t, x, *conditions) - x1) ** 2)
+    return jnp.mean((_answers(network, t, x, *conditions) - x1) ** 2)
 
 
 def target_velocity_loss(
@@ -112,7 +117,7 @@ def target_velocity_loss(
     """
     t, _, x1, x, conditions = _interpolated(key, x1, source, coupling)
     scale = 1 - jnp.minimum(t, last).reshape(-1, *[1] * (x1.ndim - 1))
-    return jnp.mean(((batched(network)(t, x, *conditions) - x1) / scale) ** 2)
+    return jnp.mean(((_answers(network, t, x, *conditions) - x1) / scale) ** 2)
 
 
 def cross_entropy(
@@ -120,9 +125,15 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """Loss of a classifier with one label a sample; ``batch`` is ``(images, labels)``.
 
-    The key is not used.
+    The key is not used. Raises ValueError for a batch that is no such pair, and for labels that are
+    not one integer a sample.
     """
-    images, labels = batch
+    images, labels = _labelled(batch)
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be one integer for each of {len(images)} samples, got {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
     return optax.softmax_cross_entropy_with_integer_labels(batched(network)(images), labels).mean()
 
 
@@ -133,10 +144,34 @@ def binary_cross_entropy(
 ) -> Float[Array, ""]:
     """Loss of a classifier with many labels a sample, each 0 or 1.
 
-    ``batch`` is ``(images, labels)``. The key is not used.
+    ``batch`` is ``(images, labels)``. The key is not used. Raises ValueError for a batch that is no
+    such pair, and for labels that are not as many as the network's logits.
     """
-    images, labels = batch
-    return optax.sigmoid_binary_cross_entropy(batched(network)(images), labels).mean()
+    images, labels = _labelled(batch)
+    logits = batched(network)(images)
+    if labels.shape != logits.shape:
+        raise ValueError(
+            f"labels must have the shape of the network's logits {logits.shape}, got {labels.shape}"
+        )
+    return optax.sigmoid_binary_cross_entropy(logits, labels).mean()
+
+
+def _labelled(batch: Any) -> tuple[Array, Array]:
+    """The images and labels of a classifier's batch."""
+    pair = isinstance(batch, tuple) and len(batch) == 2
+    if not (pair and all(isinstance(part, jax.Array | np.ndarray) for part in batch)):
+        raise ValueError(
+            f"a classifier's data must be (images, labels), two arrays, got {_said(batch)}"
+        )
+    return batch
+
+
+def _said(batch: Any) -> str:
+    """A batch in words: of each part its shape, or its type."""
+    if isinstance(batch, tuple):
+        return f"({', '.join(map(_said, batch))})"
+    shape = getattr(batch, "shape", None)
+    return type(batch).__name__ if shape is None else f"an array of shape {shape}"
 
 
 def optimal_pairs(
@@ -172,7 +207,12 @@ def _interpolated(
     key: PRNGKeyArray, batch: Any, source: Callable, coupling: Coupling | None = None
 ) -> tuple[Array, Array, Array, Array, tuple]:
     """``t``, ``x0``, ``x1`` and the point between them, in float32 at least; the conditions."""
-    x1, *conditions = batch if isinstance(batch, tuple) else (batch,)
+    x1, *conditions = batch if isinstance(batch, tuple) and batch else (batch,)
+    if not isinstance(x1, jax.Array | np.ndarray):
+        raise ValueError(
+            "the data of a flow must be one array [n, ...], or (x1, conditions) with one, got "
+            f"{_said(batch)}"
+        )
     if not jnp.issubdtype(x1.dtype, jnp.floating):
         raise ValueError(
             f"the data of a flow must be floating-point, got {x1.dtype}: convert it before, at the "
@@ -182,16 +222,73 @@ def _interpolated(
     key_t, key_x = jax.random.split(key)
     t = stratified_times(key_t, len(x1), x1.dtype)
     x0 = source(key_x, x1)
+    if jnp.shape(x0) != x1.shape:  # one that broadcasts would be the same noise for several samples
+        raise ValueError(
+            f"source must return x0 in the shape of x1 {x1.shape}, got {jnp.shape(x0)}"
+        )
     if coupling is not None:
-        shapes = x0.shape, x1.shape
-        x0, x1 = coupling(jax.random.fold_in(key, _COUPLING), x0, x1)
-        if (x0.shape, x1.shape) != shapes:
-            raise ValueError(
-                f"coupling must return x0 and x1 in their shapes {shapes}, got {x0.shape} and "
-                f"{x1.shape}"
-            )
+        key = jax.random.fold_in(key, _COUPLING)
+        x0, x1, conditions = _paired(coupling, key, x0, x1, conditions)
     s = t.reshape(-1, *[1] * (x1.ndim - 1))
     return t, x0, x1, (1 - s) * x0 + s * x1, tuple(conditions)
+
+
+def _paired(
+    coupling: Coupling, key: PRNGKeyArray, x0: Array, x1: Array, conditions: list
+) -> tuple[Array, Array, list]:
+    """x0 and x1 in pairs, and each x1's conditions."""
+    if conditions and isinstance(coupling, jax.stages.Wrapped):
+        coupling = coupling.__wrapped__  # jit would hide that x1 is the one that was given
+    pair = coupling(key, x0, x1)
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise ValueError(
+            "coupling must return the pairs (x0, x1), or the rows (i, j) that make them, got "
+            f"{_said(pair)}"
+        )
+    one, two = map(jnp.asarray, pair)
+    if all(jnp.issubdtype(part.dtype, jnp.integer) for part in (one, two)):
+        if not one.shape == two.shape == x1.shape[:1]:
+            raise ValueError(
+                f"coupling must return one row of x0 and one of x1 for each of {len(x1)} pairs, "
+                f"got rows of shapes {one.shape} and {two.shape}"
+            )
+        # a row that is not there becomes NaN, which stops a training; it would become the last one
+        rows = [x.at[row].get(mode="fill", fill_value=jnp.nan) for x, row in ((x0, one), (x1, two))]
+        return *rows, jax.tree.map(lambda condition: jnp.asarray(condition)[two], conditions)
+    if (one.shape, two.shape) != (x0.shape, x1.shape):
+        raise ValueError(
+            f"coupling must return x0 and x1 in their shapes {x0.shape, x1.shape}, got {one.shape} "
+            f"and {two.shape}"
+        )
+    if conditions and pair[1] is not x1:
+        raise ValueError(
+            "coupling must return the x1 that it was given where there are conditions, which would "
+            "not follow another order: permute x0 alone, or return the rows (i, j), two vectors of "
+            "integers, of the pairs x0[i], x1[j]"
+        )
+    return one, two, conditions
+
+
+def _answers(network: Any, t: Array, x: Array, *conditions: Any) -> Array:
+    """What the network says of a batch, which must have the shape of x: others would broadcast."""
+    asked = network.network if isinstance(network, _Weights) else network
+    try:
+        inspect.signature(asked).bind(t, x, *conditions)
+    except TypeError as error:
+        condition = ", condition" * len(conditions)
+        hint = "conditions are given" if conditions else "no conditions are given"
+        raise ValueError(
+            f"network must take (t, x{condition}), as {hint}: {type(asked).__name__} does not "
+            f"({error})"
+        ) from error
+    except ValueError:  # built in
+        pass
+    out = batched(network)(t, x, *conditions)
+    if jnp.shape(out) != x.shape:
+        raise ValueError(
+            f"network must return one sample's shape {x.shape[1:]}, got {jnp.shape(out)[1:]}"
+        )
+    return out
 
 
 # folded into a step's key: unlike what a split of it into two gives
@@ -563,7 +660,8 @@ def fit(
     ``batched(network)`` as they do. ``conditions``, an array or a tree of arrays with one row for
     each of ``data``, makes the batch ``(x1, conditions)``, of a network ``(t, x, condition)``;
     samplers and streams give such batches themselves. ``coupling(key, x0, x1)`` pairs noise and
-    data within a batch (:func:`optimal_pairs`); an objective of your own is given it by name.
+    data within a batch (:func:`optimal_pairs`, :func:`loss`); an objective of your own is given it
+    by name.
 
     ``null``, like the conditions of one sample, stands for no condition: every sample has it
     instead of its own with probability ``unlabelled``, drawn anew at each step. The network's
@@ -594,13 +692,15 @@ def fit(
     Fits of one kind share a compilation, until something has changed that objective, optimizer,
     sampler or network reads (a closure, a global): each call computes with what they read by then.
 
-    Raises ValueError for empty or non-finite data, sizes that are not positive, a null that is not
-    like the conditions, state that cannot be carried, or a folder that holds another run; OSError
-    when no checkpoint in it is whole, or it is no folder; FloatingPointError when the loss is NaN
-    or infinite, naming the step.
+    Raises ValueError for empty or non-finite data, conditions that are not one row a sample, sizes
+    that are not positive, what is no key, objective, optimizer or coupling, a coupling for an
+    objective that takes none, a null that is not like the conditions, state that cannot be carried,
+    or a folder that holds another run; OSError when no checkpoint in it is whole, or it is no
+    folder; FloatingPointError when the loss is NaN or infinite, naming the step.
     """
     steps, batch = _check.count("steps", steps), _check.count("batch", batch)
     chunk, every = _check.count("chunk", chunk), _check.count("every", every)
+    _check.key("key", key)
     ema = float(ema)
     whole, network = network, _as_module(network)
     _check_settings(ema, chunk, every)
@@ -610,7 +710,8 @@ def fit(
                 "conditions belong to an array of data; a sampler or a stream gives batches of "
                 "(x1, conditions) itself"
             )
-        data = (data, conditions)
+        data = _with_conditions(data, conditions)
+    _check_parts(objective, optimizer, coupling)
     if coupling is not None:
         objective = functools.partial(objective, coupling=coupling)
     if null is not None:
@@ -687,6 +788,56 @@ def fit(
     trained.eval()
     trained = trained if network is whole else trained.network
     return Fit(trained, losses[0], time.monotonic() - start)
+
+
+def _with_conditions(data: PyTree, conditions: PyTree) -> tuple:
+    """The data of a flow with its conditions, row by row."""
+    if isinstance(data, tuple | list | dict):
+        raise ValueError(
+            "conditions belong to one array of data, and data is a "
+            f"{type(data).__name__} of {len(data)}; the labels of a classifier are a part of its "
+            "data, (images, labels)"
+        )
+    parts = jax.tree.leaves(conditions, is_leaf=lambda part: isinstance(part, list))
+    shapes = ["a list" if isinstance(part, list) else np.shape(part) for part in parts]
+    if not shapes or any(shape[:1] != np.shape(data)[:1] for shape in shapes):
+        raise ValueError(
+            f"conditions must be an array, or a tree of arrays, with one row for each of "
+            f"{len(data)} samples, got {shapes}; np.stack makes one array of a list"
+        )
+    return data, conditions
+
+
+def _check_parts(objective: Any, optimizer: Any, coupling: Any) -> None:
+    """Refuse what cannot play its part."""
+    if not callable(objective):
+        raise ValueError(
+            "objective must be a function (network, key, batch), such as training.loss, got "
+            f"{objective!r}"
+        )
+    parts = (getattr(optimizer, name, None) for name in ("init", "update"))
+    if optimizer is not None and not all(map(callable, parts)):
+        raise ValueError(
+            "optimizer must be a transformation of optax, such as training.adamw(1e-3) or "
+            f"optax.adam(1e-3), got {optimizer!r}"
+        )
+    if coupling is None:
+        return
+    if not callable(coupling):
+        raise ValueError(
+            "coupling must be a function (key, x0, x1), such as training.optimal_pairs, got "
+            f"{coupling!r}"
+        )
+    try:
+        known = inspect.signature(objective).parameters
+    except (TypeError, ValueError):  # built in
+        return
+    if "coupling" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        called = getattr(objective, "__name__", type(objective).__name__)
+        raise ValueError(
+            f"coupling pairs noise with data, and the objective {called} takes none: it has no "
+            "parameter called coupling"
+        )
 
 
 def _check_settings(ema: float, chunk: int, every: int) -> None:

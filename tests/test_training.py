@@ -818,6 +818,143 @@ def test_a_coupling_is_what_the_loss_sees(unchecked):
         fit(mlp(), lambda key: jnp.ones((3, 1)), KEY, steps=1, conditions=np.ones(3))
 
 
+ROWS = np.array([2, 0, 1, 1]), np.array([3, 3, 0, 1])  # a plan may use a row twice, or never
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_that_a_coupling_returns_take_their_conditions_along(compiled):
+    """The target's loss of a network that says its condition is zero if, and only if, each x1 has
+    its own; the velocity's, of one that says nothing, is that of the pairs by hand."""
+    x1 = jnp.array([[1.0, 5.0], [2.0, -3.0], [7.0, 0.0], [4.0, 4.0]])
+    conditions = {"a": x1[:, :1], "b": (x1[:, 1], jnp.arange(4))}
+    x0 = jnp.array([[0.5, 0.1], [-3.0, 2.0], [9.0, 8.0], [6.0, -6.0]])
+
+    def plan(key, x0, x1):
+        return tuple(map(jnp.array, ROWS))
+
+    options = dict(source=lambda key, x1: x0, coupling=plan)
+    said = partial(
+        training.target_loss, lambda t, x, c: jnp.append(c["a"], c["b"][0]), KEY, **options
+    )
+    none = partial(training.loss, lambda t, x, *c: jnp.zeros(2), KEY, **options)
+    said, none = (jax.jit(f) if compiled else f for f in (said, none))
+    assert said((x1, conditions)) == 0
+    by_hand = np.mean((np.asarray(x1)[ROWS[1]] - np.asarray(x0)[ROWS[0]]) ** 2)
+    for batch in (x1, (x1, conditions)):
+        np.testing.assert_allclose(none(batch), by_hand, rtol=1e-12)
+    # the null: of conditions that stay behind
+    behind = (x1, jax.tree.map(lambda c: c[::-1], conditions))
+    assert said(behind) > 1
+
+
+def test_a_coupling_that_leaves_conditions_behind_is_refused():
+    """Permuted noise is well, also by a compiled coupling; permuted data is not."""
+    x1, labels = jax.random.normal(KEY, (6, 2)), jnp.arange(6)
+
+    def said(coupling, network=lambda t, x, c: x * c):
+        return training.loss(network, KEY, (x1, labels), coupling=coupling)
+
+    plain = said(training.optimal_pairs)
+    np.testing.assert_array_equal(said(jax.jit(training.optimal_pairs)), plain)
+    assert said(lambda key, x0, x1: (x0[::-1], x1)) != said(None)
+    for moved in (
+        lambda key, x0, x1: (x0, x1[::-1]),
+        lambda key, x0, x1: jax.random.permutation(key, jnp.stack([x0, x1], 1)).swapaxes(0, 1),
+        jax.jit(lambda key, x0, x1: (x0[::-1], jnp.sort(x1, 0))),
+    ):
+        with pytest.raises(ValueError, match=r"coupling must .*return the rows \(i, j\)"):
+            said(lambda *a, moved=moved: tuple(moved(*a)))
+        batch = x1  # without conditions there is nothing to mix up
+        training.loss(lambda t, x: x, KEY, batch, coupling=lambda *a, moved=moved: tuple(moved(*a)))
+
+
+@pytest.mark.parametrize(
+    ("paired", "message"),
+    [
+        (lambda x0, x1: x0, r"\(i, j\) that make them, got an array of shape \(5, 2\)"),
+        (lambda x0, x1: (x0, x1, x1), r"got \(an array of shape \(5, 2\), an array"),
+        (lambda x0, x1: None, "got NoneType"),
+        (lambda x0, x1: (x0[:3], x1), r"in their shapes \(\(5, 2\), \(5, 2\)\), got \(3, 2\)"),
+        (lambda x0, x1: (jnp.arange(4), jnp.arange(4)), r"for each of 5 pairs, got .*\(4,\)"),
+        (lambda x0, x1: (jnp.arange(5), x1), r"in their shapes .*got \(5,\)"),
+    ],
+)
+def test_a_coupling_that_returns_anything_else_is_refused(paired, message):
+    with pytest.raises(ValueError, match=f"coupling must return .*{message}"):
+        training.loss(lambda t, x: x, KEY, jnp.ones((5, 2)), coupling=lambda key, *xs: paired(*xs))
+
+
+def test_a_row_that_is_not_there_stops_the_training():
+    """It would be the last row, in silence."""
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        fit(
+            mlp(), np.ones((5, 1)), KEY, steps=1, batch=5,
+            coupling=lambda key, x0, x1: (jnp.arange(5), jnp.arange(1, 6)),
+        )  # fmt: skip
+
+
+PAIR = np.ones((6, 1)), np.zeros(6, int)
+WRONG_PARTS = [
+    ({"optimizer": 1e-3}, r"optimizer must be .*adamw\(1e-3\).* got 0.001"),
+    ({"optimizer": "adam"}, "optimizer must be .*'adam'"),
+    ({"optimizer": optax.adam}, "optimizer must be .*function adam"),
+    ({"objective": "loss"}, r"objective must be a function \(network, key, batch\).*'loss'"),
+    ({"coupling": "ot"}, "coupling must be a function .*optimal_pairs, got 'ot'"),
+    (
+        {"data": PAIR, "objective": training.cross_entropy, "coupling": training.optimal_pairs},
+        "the objective cross_entropy takes none",
+    ),
+    ({"key": 0}, "key must be one key from jax.random.key, got 0"),
+    ({"key": None}, "key must be one key from jax.random.key, got None"),
+    ({"key": jax.random.split(KEY, 3)}, r"key must be one key, got keys of shape \(3,\)"),
+    ({"data": PAIR, "conditions": PAIR[1]}, "conditions belong to one array of data, .*a tuple of"),
+    ({"conditions": [1, 2, 3]}, r"one row for each of 6 samples, got \['a list'\]; np.stack"),
+    ({"conditions": np.ones(5)}, r"one row for each of 6 samples, got \[\(5,\)\]"),
+    ({"conditions": {"a": np.ones(6), "b": 1.0}}, r"got \[\(6,\), \(\)\]"),
+    ({"conditions": ()}, r"one row for each of 6 samples, got \[\]"),
+    (
+        {"conditions": np.ones((6, 2))},
+        r"condition must be none, as the network was built, got an array of shape \(2,\)",
+    ),
+    ({"data": {"x": PAIR[0]}}, r"data of a flow must be one array \[n, \.\.\.\].* got dict"),
+    ({"data": PAIR[0], "objective": training.cross_entropy}, r"must be \(images, labels\).*\(3, 1"),
+    ({"data": (*PAIR, PAIR[1]), "objective": training.binary_cross_entropy}, "two arrays, got"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_PARTS)
+def test_what_cannot_play_its_part_in_a_fit_is_refused(options, message, unchecked, tmp_path):
+    options = {"data": PAIR[0], "key": KEY, "steps": 1, "batch": 3, **options}
+    with pytest.raises(ValueError, match=message):
+        fit(mlp(), options.pop("data"), options.pop("key"), **options, checkpoints=tmp_path / "run")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_networks_and_sources_of_other_shapes_are_refused(unchecked):
+    """They would broadcast: the null is what each loss said before, a number."""
+    x, labels = jnp.ones((3, 3)), jnp.arange(3)
+    for network, batch, message in (
+        (lambda t, x: x[:1], x, r"network must return one sample's shape \(3,\), got \(1,\)"),
+        (lambda t, x: x[0], x, r"one sample's shape \(3,\), got \(\)"),
+        (lambda t, x: x, (x, labels), r"network must take \(t, x, condition\), as conditions are"),
+        (lambda t, x, c: x, x, r"network must take \(t, x\), as no conditions are given"),
+        (lambda x: x, x, r"network must take \(t, x\)"),
+    ):
+        for objective in (training.loss, training.target_loss, training.target_velocity_loss):
+            with pytest.raises(ValueError, match=message):
+                objective(network, KEY, batch)
+    with pytest.raises(ValueError, match=r"source must return x0 in the shape of x1 \(3, 3\)"):
+        training.loss(lambda t, x: x, KEY, x, source=lambda key, x1: jnp.ones(3))
+    with pytest.raises(ValueError, match=r"labels must have the shape .*\(3, 1\), got \(3,\)"):
+        training.binary_cross_entropy(lambda x: x[:1], KEY, (x, labels))
+    for wrong in (labels + 0.5, labels[:, None], labels[:2]):
+        with pytest.raises(ValueError, match="labels must be one integer for each of 3 samples"):
+            training.cross_entropy(lambda x: x, KEY, (x, wrong))
+    module = jax.tree_util.Partial(lambda w, t, x: w * x, jnp.ones(()))
+    with pytest.raises(ValueError, match=r"network must take \(t, x, condition\).*Partial"):
+        fit(module, np.ones((3, 1)), KEY, steps=1, conditions=np.ones(3))
+
+
 def test_networks_of_other_libraries_come_back_as_what_they_were():
     data = np.random.default_rng(0).standard_normal((50, 1))
     network = Perceptron(2)
