@@ -22,7 +22,7 @@ from cdelta.flow import CPU_OPTIONS, Flow
 
 PILOT = 64  # latents on which the solver is chosen
 SEEN = 64  # features, at most, of which steps and precisions are compared
-_ENTRIES = 2**22  # of the matrices of one batch
+_ENTRIES = 2**21  # of the matrices of one batch
 
 worked = time.process_time  # what others do on the machine does not count
 
