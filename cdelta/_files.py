@@ -23,11 +23,12 @@ def whole(path: str | os.PathLike[str], mode: str = "wb", **options: Any) -> Ite
     Raises OSError as :func:`open` does.
     """
     path = Path(path)
+    _refuse_folder(path)  # now: what replaces a file cannot replace a folder
     path.parent.mkdir(parents=True, exist_ok=True)
     if "b" not in mode:
         options = {"encoding": "utf-8", "newline": "", **options}
     # mkstemp for a name nobody else has; its permissions, the owner's alone, are corrected below
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_MARK, dir=path.parent)
+    handle, temporary = _beside(path)
     try:
         with open(handle, mode, **options) as file:
             yield file
@@ -54,22 +55,33 @@ def probe(path: str | os.PathLike[str]) -> None:
     The folder must be there: a long run should not learn at its end that a name was mistyped.
     """
     path = Path(path)
+    _refuse_folder(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
+    handle, temporary = _beside(path)
+    os.close(handle)
+    os.unlink(temporary)
+    _permissions(path)  # a name that is too long, which the one beside it is not
+
+
+def _refuse_folder(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(
             errno.EISDIR, "this is a folder, a file's path is needed", str(path)
         )
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_MARK, dir=path.parent)
-    os.close(handle)
-    os.unlink(temporary)
+
+
+def _beside(path: Path) -> tuple[int, str]:
+    """A file of its own in the folder of ``path``, whose name has room for what is added to it."""
+    shown = path.name.encode()[:100].decode(errors="ignore")
+    return tempfile.mkstemp(prefix=f".{shown}.", suffix=_MARK, dir=path.parent)
 
 
 def _permissions(path: Path) -> int:
     """Those of the file that is replaced, else what the process gives to new files."""
     try:
         return path.stat().st_mode & 0o777
-    except OSError:
+    except FileNotFoundError:
         umask = os.umask(0)
         os.umask(umask)
         return 0o666 & ~umask

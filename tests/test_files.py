@@ -67,6 +67,28 @@ def test_permissions_are_those_of_any_new_file_or_of_the_one_replaced(tmp_path):
     assert _mode(tmp_path / "new") == 0o640
 
 
+@pytest.mark.parametrize("name", ["n" * 250, "é" * 120, "." + "x" * 240])
+def test_a_name_as_long_as_the_system_takes(tmp_path, name):
+    """What lies beside it until the end has no longer one."""
+    _files.probe(tmp_path / name)
+    _files.write(tmp_path / name, b"content")
+    assert (tmp_path / name).read_bytes() == b"content" and os.listdir(tmp_path) == [name]
+    for fails in (_files.probe, lambda path: _files.write(path, b"")):
+        with pytest.raises(OSError, match="too long"):
+            fails(tmp_path / ("n" * 300))
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_folder_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    with (
+        pytest.raises(IsADirectoryError, match="this is a folder"),
+        _files.whole(tmp_path / "there"),
+    ):
+        raise AssertionError("the block is not entered")
+    assert os.listdir(tmp_path) == ["there"]
+
+
 def test_a_probe_says_what_would_fail_and_leaves_nothing(tmp_path):
     _files.probe(tmp_path / "fine")
     with pytest.raises(FileNotFoundError, match="no such folder"):

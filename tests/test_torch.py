@@ -227,6 +227,40 @@ def test_rows_that_are_not_independent_are_seen_in_every_precision(kind):
     np.testing.assert_array_equal(bridge.torch_map(lambda x: 2 * x)(x), 2 * x)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_map_is_called_in_the_precision_of_x(kind):
+    seen = set()
+
+    def doubled(x):
+        seen.add(x.dtype)
+        return 2 * x
+
+    jax.block_until_ready(bridge.torch_map(doubled)(jnp.ones(2, kind)))
+    assert seen == {getattr(torch, kind)}
+
+
+def test_directions_in_any_order_of_axes():
+    """Three axes of a batch, of which the latent has one, the directions all, in every order."""
+    f = bridge.torch_map(lambda x: torch.stack([x[:, 0] * x[:, 1], x[:, 1] ** 2, x.sum(1)], 1))
+    xs, ds = jax.random.normal(jax.random.key(0), (3, 2)), jnp.zeros((2, 3, 4, 2))
+    ds = jax.random.normal(jax.random.key(1), ds.shape)
+    slopes = np.array([[[x[1], x[0]], [0, 2 * x[1]], [1, 1]] for x in np.asarray(xs)])
+
+    def product(x, d):
+        return jax.jvp(f, (x,), (d,))[1]
+
+    def over(axes, xs_axis):  # innermost first
+        mapped = product
+        for axis in axes:
+            mapped = jax.vmap(mapped, in_axes=(0 if axis == xs_axis else None, 0))
+        return mapped
+
+    found = over((2, 1, 0), 1)(xs, ds)
+    np.testing.assert_allclose(found, np.einsum("bij,sbkj->sbki", slopes, ds), rtol=1e-12)
+    found = over((1, 0, 2), 1)(xs, jnp.transpose(ds, (2, 0, 1, 3)))
+    np.testing.assert_allclose(found, np.einsum("bij,sbkj->ksbi", slopes, ds), rtol=1e-12)
+
+
 def test_the_tensor_in_what_a_module_returns_is_named():
     class Output:
         def __init__(self, sample):

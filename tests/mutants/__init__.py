@@ -5,7 +5,8 @@ A file ``MODULE.toml`` for each module of the package (``causal.effects.toml``) 
 (``book.finish.toml``), an entry for each error: ``breaks`` says in words what becomes wrong;
 ``old`` is text that occurs once in the module, ``new`` what takes its place; ``tests`` are named as
 pytest names them, from ``tests/`` on;
-``quick`` marks those that a sample is drawn from: their tests take a second or two.
+``quick`` marks those that a sample is drawn from: their tests take a second or two. ``needs`` names
+a package without which their tests are skipped, and so the error is not planted.
 
 A list that is kept, and not what mutmut or cosmic-ray would generate. Those change every operator
 of every line: most of the thousands of programs differ in what they refuse or say, or not at all (a
@@ -36,6 +37,7 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
     quick: bool = False
+    needs: str = ""
 
     @property
     def path(self) -> Path:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests import ROOT
@@ -46,6 +47,12 @@ def main() -> int:
         chosen = sample(chosen, arguments.sample)
     if not chosen:
         parser.error("there is no such error")
+    left_out = [mutant for mutant in chosen if mutant.needs and find_spec(mutant.needs) is None]
+    for module, package in sorted({(mutant.module, mutant.needs) for mutant in left_out}):
+        print(f"{module}: not planted, {package} is not installed")
+    chosen = [mutant for mutant in chosen if mutant not in left_out]
+    if not chosen:
+        return 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         return report(run(chosen, copied(Path(folder)), arguments.files, arguments.trust))
 
