@@ -856,10 +856,16 @@ def _start(network: nnx.Module, optimizer: optax.GradientTransformation) -> tupl
     network.train()
     nnx.pop(network, nnx.Intermediate)
     graph, params, keys, rest = nnx.split(network, nnx.Param, nnx.RngKey, ...)
+    return graph, keys, _at_step_0(params, rest, optimizer)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _at_step_0(params: Any, rest: Any, optimizer: optax.GradientTransformation) -> _State:
+    """One program for all of it: by itself every shape of a weight would be compiled for."""
     # in half precision the average would stand still: its increments are below its last bit
     average = jax.tree.map(lambda w: w.astype(jnp.promote_types(w.dtype, jnp.float32)), params)
     state = _State(jnp.zeros((), jnp.int32), params, rest, optimizer.init(params), average)
-    return graph, keys, jax.tree.map(jnp.array, state)  # copied: a step reuses its state's memory
+    return jax.tree.map(jnp.array, state)  # copied: a step reuses its state's memory
 
 
 def _batch_at(data: PyTree, key: PRNGKeyArray, batch: int) -> Callable[[int], PyTree]:

@@ -209,6 +209,49 @@ def test_one_probe_a_latent_scatters_as_samples_do_and_two_latents_rows_not_at_a
     )  # Jensen's inequality, and far from equal
 
 
+def square_errors(vectors, mean):
+    """|y yᵀ - M|² of each vector y."""
+    gaps = np.asarray(vectors)[:, :, None] * np.asarray(vectors)[:, None, :] - mean
+    return (gaps**2).sum((1, 2))
+
+
+def above(found, expected):
+    """By how many standard errors a mean exceeds what is expected."""
+    return (found.mean() - expected) * np.sqrt(len(found)) / found.std()
+
+
+@pytest.mark.parametrize("bend", [0.0, 2.0])
+def test_a_wiggle_is_off_by_no_less_than_a_normal_sample(bend):
+    """thm-price, from draws alone: the error's square is (tr W)² + |W|² or more, as much only where
+    f is affine. It is of normal probes: signs for them, or the rows, are below the bound; probes of
+    length √d meet another one, which is below it as well."""
+    d, n = 6, 40_000
+    B, A = np.random.default_rng(6).standard_normal((2, 3, d)) / 2
+    A = bend * A
+
+    def f(x):  # of Hermite's orders one and two
+        return B @ x + A @ (x**2 - 1) / np.sqrt(2)
+
+    C, W = B @ B.T + A @ A.T, B @ B.T + 2 * A @ A.T
+    x, z = jax.random.normal(KEY, (2, n, d))
+    push = jax.jit(jax.vmap(lambda x, z: cdelta.jacobian.jvp(f, x, z)))
+    normal, signs = square_errors(push(x, z), W), square_errors(push(x, jnp.sign(z)), W)
+    long = np.sqrt(d) * z / jnp.linalg.norm(z, axis=1, keepdims=True)
+    sphere = square_errors(push(x, long), W)
+    samples = square_errors(jax.vmap(f)(x), C)
+    if bend:
+        assert above(normal, price(W)) > 10 and price(W) > price(C)
+        assert above(sphere, price(W, d)) > 10
+    else:
+        for found, exact in ((normal, price(C)), (samples, price(C)), (sphere, price(C, d))):
+            assert abs(above(found, exact)) < 4
+        rows = jax.vmap(lambda x: cdelta.jacobian.rows(f, x))(x[:9])
+        assert np.abs(rows @ rows.mT - W).max() < 1e-14  # of rows the theorem does not speak
+        assert above(signs, price(W)) < -10 and above(sphere, price(W)) < -10
+    half = price(C) / 2
+    assert price(C, d) >= half and price(np.diag([1.0, 0.0]), 2) < price(np.diag([1.0, 0.0])) / 2
+
+
 # --------------------------------------------------------------- C8: a wiggle, and the label of it
 
 

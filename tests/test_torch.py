@@ -259,6 +259,8 @@ def test_directions_in_any_order_of_axes():
     np.testing.assert_allclose(found, np.einsum("bij,sbkj->sbki", slopes, ds), rtol=1e-12)
     found = over((1, 0, 2), 1)(xs, jnp.transpose(ds, (2, 0, 1, 3)))
     np.testing.assert_allclose(found, np.einsum("bij,sbkj->ksbi", slopes, ds), rtol=1e-12)
+    found = over((2, 0, 1), 1)(xs, jnp.transpose(ds, (1, 0, 2, 3)))  # not its own inverse
+    np.testing.assert_allclose(found, np.einsum("bij,sbkj->bski", slopes, ds), rtol=1e-12)
 
 
 def test_the_tensor_in_what_a_module_returns_is_named():

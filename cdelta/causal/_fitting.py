@@ -38,20 +38,11 @@ class Stack(nnx.Module):
     """One network a feature, all of one shape, computed together; each starts as 0."""
 
     def __init__(self, parents: np.ndarray, own: int, outputs: int, settings: Settings, key: Any):
-        features, width = len(parents), settings.width
-        sizes = [own + parents.shape[1], *[width] * settings.layers]
-        fans = [own + parents.sum(1), *[np.full(features, width)] * (settings.layers - 1)]
-        keys = jax.random.split(key, 2 * settings.layers)
-        weights, offsets = [], []
-        for i, fan in enumerate(fans):
-            size = 1 / jnp.sqrt(jnp.asarray(fan, jnp.float32))[:, None, None]
-            shape = (features, sizes[i], width)
-            weights.append(size * jax.random.normal(keys[2 * i], shape, jnp.float32))
-            # bends at different places from the start
-            spread = jax.random.uniform(keys[2 * i + 1], (features, width), jnp.float32, -1.5, 1.5)
-            offsets.append(spread if i == 0 else jnp.zeros_like(spread))
-        weights.append(jnp.zeros((features, width, outputs), jnp.float32))
-        offsets.append(jnp.zeros((features, outputs), jnp.float32))
+        features = len(parents)
+        sizes = [own + parents.shape[1], *[settings.width] * settings.layers]
+        fans = [own + parents.sum(1), *[np.full(features, settings.width)] * (settings.layers - 1)]
+        deviations = tuple(1 / np.sqrt(fan.astype(np.float32)) for fan in fans)
+        weights, offsets = at_start(key, deviations, (*sizes, outputs))
         self.weights = nnx.List([nnx.Param(w) for w in weights])
         self.offsets = nnx.List([nnx.Param(b) for b in offsets])
         self.parents = Mask(jnp.asarray(parents, jnp.float32))
@@ -64,6 +55,29 @@ class Stack(nnx.Module):
         self, seen: Float[Array, "n all"], *own: Float[Array, "n features"]
     ) -> Float[Array, "features n outputs"]:
         return _outputs(self.layers, self.parents[...], seen, *own)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def at_start(
+    key: PRNGKeyArray, deviations: tuple[Array, ...], sizes: tuple[int, ...]
+) -> tuple[list[Array], list[Array]]:
+    """Weights and offsets of a network with layers of these ``sizes``, or of several.
+
+    ``deviations`` are those of the weights of each layer but the last, which is 0; with an axis,
+    one a network. A program as a whole, for JAX would compile every line for every shape.
+    """
+    keys = jax.random.split(key, 2 * len(deviations))
+    weights, offsets = [], []
+    for i, deviation in enumerate(deviations):
+        many, (a, b) = deviation.shape, sizes[i : i + 2]
+        drawn = jax.random.normal(keys[2 * i], (*many, a, b), jnp.float32)
+        weights.append(deviation[..., None, None] * drawn)
+        # bends at different places from the start
+        spread = jax.random.uniform(keys[2 * i + 1], (*many, b), jnp.float32, -1.5, 1.5)
+        offsets.append(spread if i == 0 else jnp.zeros_like(spread))
+    weights.append(jnp.zeros((*many, *sizes[-2:]), jnp.float32))
+    offsets.append(jnp.zeros((*many, sizes[-1]), jnp.float32))
+    return weights, offsets
 
 
 @jax.jit
@@ -114,17 +128,29 @@ def fitted(
         layers = trained(net, (seen, left[:, caused]), likelihood, keys[1], settings)
         out = _outputs(layers, net.parents[...], seen_out)
         layers = _weighed(layers, shown_affine(out, left_out[:, caused]))
-        affine = jax.tree.map(lambda w, s: w.at[caused].set(s), nodes.affine, layers)
+        affine = jax.tree.map(lambda w, s: _with_rows(w, caused, s), nodes.affine, layers)
         nodes = nodes._replace(affine=affine)
 
     residual, residual_out = (
-        _conditional.standardised(left.T, _outputs(nodes.affine, nodes.parents, seen))[0].T
+        residuals(left, _outputs(nodes.affine, nodes.parents, seen))
         for seen, left in ((seen, left), (seen_out, left_out))
     )
     net = Stack(parents, 2, 1, settings, keys[2])
     layers = trained(net, (seen, residual), matching, keys[3], settings)
     shares = _shown_velocity(layers, nodes.parents, seen_out, residual_out, keys[4])
     return nodes._replace(velocity=_weighed(layers, shares[:, None]))
+
+
+def _with_rows(array: Array, rows: np.ndarray, values: Array) -> Array:
+    whole = np.array(array)  # NumPy: JAX would compile for every shape
+    whole[rows] = values
+    return jnp.asarray(whole)
+
+
+@jax.jit
+def residuals(left: Float[Array, "n d"], out: Float[Array, "d n 2"]) -> Float[Array, "n d"]:
+    """What a regression has left, standardised by networks' outputs."""
+    return _conditional.standardised(left.T, out)[0].T
 
 
 def trained(
@@ -238,9 +264,9 @@ def _shown(gain: np.ndarray) -> bool:
 
 def _weighed(layers: Layers, shares: np.ndarray) -> Layers:
     """The same networks with their outputs ``[features, outputs]`` multiplied."""
-    shares = jnp.asarray(shares, jnp.float32)
-    w, b = layers[-1]
-    return (*layers[:-1], (w * shares[:, None, :], b * shares))
+    shares = shares.astype(np.float32)
+    w, b = map(np.asarray, layers[-1])
+    return (*layers[:-1], (jnp.asarray(w * shares[:, None, :]), jnp.asarray(b * shares)))
 
 
 # ------------------------------------------------------------------------------------ closed pieces

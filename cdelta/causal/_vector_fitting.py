@@ -1,7 +1,7 @@
 r"""How the pieces of a vector's flow are fitted: as a feature's, all its components by one network.
 Imported when a flow is fitted, for it needs networks and an optimizer."""
 
-import itertools
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,15 +29,8 @@ class Joint(nnx.Module):
     def __init__(self, c: int, d: int, moving: bool, settings: Settings, key: PRNGKeyArray):
         self.outputs = 1 if moving else 2
         widths = [c + moving * (1 + d), *[settings.width] * settings.layers]
-        keys = jax.random.split(key, 2 * settings.layers)
-        weights, offsets = [], []
-        for i, (a, b) in enumerate(itertools.pairwise(widths)):
-            weights.append(jax.random.normal(keys[2 * i], (a, b), jnp.float32) / np.sqrt(max(a, 1)))
-            # bends at different places from the start
-            spread = jax.random.uniform(keys[2 * i + 1], (b,), jnp.float32, -1.5, 1.5)
-            offsets.append(spread if i == 0 else jnp.zeros_like(spread))
-        weights.append(jnp.zeros((widths[-1], d * self.outputs), jnp.float32))
-        offsets.append(jnp.zeros(d * self.outputs, jnp.float32))
+        deviations = tuple(np.float32(1 / np.sqrt(max(a, 1))) for a in widths[:-1])
+        weights, offsets = _fitting.at_start(key, deviations, (*widths, d * self.outputs))
         self.weights = nnx.List([nnx.Param(w) for w in weights])
         self.offsets = nnx.List([nnx.Param(b) for b in offsets])
 
@@ -51,6 +44,7 @@ class Joint(nnx.Module):
         return _outputs(self.layers, self.outputs, seen, *own)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _outputs(layers: Layers, outputs: int, seen: Array, *own: Array) -> Array:
     """As the networks of several features: ``own`` are the times, one a sample, and the points."""
     inputs = jnp.concatenate([own[0][:, :1], own[1], seen] if own else [seen], 1)
@@ -91,7 +85,7 @@ def fitted(
         whole = whole._replace(affine=layers)
 
     residual, residual_out = (
-        _conditional.standardised(left.T, _outputs(whole.affine, 2, seen))[0].T
+        _fitting.residuals(left, _outputs(whole.affine, 2, seen))
         for seen, left in ((seen, left), (seen_out, left_out))
     )
     net = Joint(c, d, True, settings, keys[2])
@@ -171,6 +165,6 @@ def _products(layers: Layers, seen: Array, residual: Array, key: Any) -> tuple[A
 
 def _weighed(layers: Layers, shares: np.ndarray) -> Layers:
     """The same network with its outputs, ``[d, outputs]`` of them, multiplied."""
-    w, b = layers[-1]
-    factors = jnp.asarray(shares, jnp.float32).reshape(-1)
-    return (*layers[:-1], (w * factors, b * factors))
+    w, b = map(np.asarray, layers[-1])  # NumPy: JAX would compile for every shape
+    factors = shares.astype(np.float32).reshape(-1)
+    return (*layers[:-1], (jnp.asarray(w * factors), jnp.asarray(b * factors)))

@@ -30,8 +30,7 @@ class Recipe:
     """Everything a training run depends on.
 
     ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in
-    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``. ``start``
-    names the shipped network whose weights are the first; without it they are random.
+    ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``.
     """
 
     network: str
@@ -45,15 +44,10 @@ class Recipe:
     warmup: int = 200
     ema: float = 0.995
     seed: int = 0
-    start: str | None = None
 
     def build(self) -> nnx.Module:
-        """The network before its training."""
-        if self.start is None:
-            return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
-        network, _ = _saved(self.start, FOLDER)
-        network.train()
-        return network
+        """The untrained network."""
+        return _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
 
     def samples(self, split: str) -> Any:
         """The data of one ``split``: images, or images and labels for a classifier."""
@@ -91,10 +85,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The recipe in the form that a manifest holds."""
-        facts = dataclasses.asdict(self)
-        if self.start is None:
-            del facts["start"]
-        return json.loads(json.dumps(facts))
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 _FIRST = {
@@ -136,22 +127,10 @@ _FIRST = {
         steps=3000,
     ),
 }
-# The same faces under another graph: what the flow has learned of faces stays.
-_FIRST["faces_collider"] = dataclasses.replace(
-    _FIRST["faces"],
-    data_arguments={"graph": "collider", "n": 6000},
-    steps=500,
-    rate=1e-3,
-    warmup=50,
-    ema=0.99,
-    start="faces",
-)
 
 # What a chapter says of a trained flow it says of several trainings: the same recipe and data,
 # other first weights, other batches.
-REPEATS = {
-    name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces", "faces_collider")
-}
+REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     _FIRST
@@ -184,13 +163,6 @@ def load(name: str, folder: str | os.PathLike = FOLDER) -> nnx.Module:
     known = sorted(path.stem for path in Path(folder).glob("*.json"))
     if name not in known:
         raise ValueError(f"name must be one of {known}, got {name!r}")
-    network, recipe = _saved(name, folder)
-    targets = recipe.get("objective", "loss").startswith("target")
-    return networks.VelocityFromTarget(network) if targets else network
-
-
-def _saved(name: str, folder: str | os.PathLike) -> tuple[nnx.Module, Mapping[str, Any]]:
-    """The network as it was trained, and its recipe."""
     manifest = read_manifest(name, folder)
     missing = [fact for fact in ("sha256", "recipe") if fact not in manifest]
     if missing:
@@ -212,7 +184,8 @@ def _saved(name: str, folder: str | os.PathLike) -> tuple[nnx.Module, Mapping[st
         raise OSError(f"{name}.safetensors does not fit the recipe in {name}.json: {difference}")
     network = nnx.merge(graph, _weights.filled(like, weights))
     network.eval()
-    return network, manifest["recipe"]
+    targets = manifest["recipe"].get("objective", "loss").startswith("target")
+    return networks.VelocityFromTarget(network) if targets else network
 
 
 def save(

@@ -284,19 +284,3 @@ def test_a_recipe_survives_json():
     for recipe in RECIPES.values():
         again = Recipe(**json.loads(json.dumps(recipe.as_json())))
         assert again.as_json() == recipe.as_json()
-
-
-def test_a_recipe_may_start_from_a_shipped_network():
-    recipe = dataclasses.replace(RECIPES["fives"], start="mnist")
-    network, shipped = recipe.build(), pretrained.load("mnist")
-    for mine, theirs in zip(weights(network), weights(shipped), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    anew = weights(RECIPES["fives"].build())
-    assert any(np.any(mine != theirs) for mine, theirs in zip(weights(network), anew, strict=True))
-    # of one that predicts the target, what was trained and not the velocity made of it
-    predictor = RECIPES["faces_collider"].build()
-    assert isinstance(predictor, networks.UNet)
-    shipped = weights(pretrained.load("faces").network)
-    for mine, theirs in zip(weights(predictor), shipped, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert recipe.as_json()["start"] == "mnist" and "start" not in RECIPES["fives"].as_json()
