@@ -535,7 +535,7 @@ def continuous(
     if not (np.isfinite([start, end]).all() and start != end):
         raise ValueError(f"span must be two different numbers, got {span}")
     places = jnp.linspace(start, end, 1001)
-    kept, noise = (np.asarray(jax.vmap(f)(places), np.float64) for f in (alpha, sigma))
+    kept, noise = _along("alpha", alpha, places), _along("sigma", sigma, places)
     for name, values in (("alpha", kept), ("sigma", noise)):
         if not (np.isfinite(values).all() and (values >= 0).all()):
             bad = float(places[np.argmin(np.isfinite(values) & (values >= 0))])
@@ -553,6 +553,23 @@ def continuous(
     ends = (end, start) if rises[0] else (start, end)  # data first
     inverse = _Inverse(alpha, sigma, jnp.asarray(ends))
     return Schedule(inverse, _ScaleAt(inverse), min(times[0], times[-1]), max(times[0], times[-1]))
+
+
+def _along(name: str, f: Callable, places: Float[Array, " n"]) -> Float[np.ndarray, " n"]:
+    """A scalar function at each of many places."""
+    try:
+        values = jax.vmap(f)(places)
+    except (TypeError, jax.errors.JAXTypeError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name} must be a function of one scalar of jax, such as jnp.cos (not np.cos or "
+            f"math.cos): {first}"
+        ) from error
+    if jnp.shape(values) != places.shape:
+        raise ValueError(
+            f"{name} must return a scalar for a scalar, got shape {jnp.shape(values)[1:]}"
+        )
+    return np.asarray(values, np.float64)
 
 
 def _schedule(value: Any) -> Schedule:

@@ -22,7 +22,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, PRNGKeyArray, PyTree, Shaped
 
-from cdelta import _check, _checkpoints, _reads, _weights
+from cdelta import _check, _checkpoints, _reads, _roles, _weights
 from cdelta._pytree import Static
 from cdelta.flow import _equinox_in_training
 from cdelta.networks import BATCH
@@ -283,6 +283,9 @@ def _answers(network: Any, t: Array, x: Array, *conditions: Any) -> Array:
         ) from error
     except ValueError:  # built in
         pass
+    _roles.refuse_state_first(
+        "network", asked, "write it as (t, x), or train adapters.time_last(network)"
+    )
     out = batched(network)(t, x, *conditions)
     if jnp.shape(out) != x.shape:
         raise ValueError(

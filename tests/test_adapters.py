@@ -2,6 +2,7 @@
 point, from which score, noise and clean data follow without the change of variables."""
 
 import functools
+import math
 
 import equinox as eqx
 import jax
@@ -244,6 +245,9 @@ def test_other_schedules_that_are_none(unchecked):
         (lambda: adapters.continuous(jnp.cos, jnp.sin, (0.0, 3.0)), "alpha must be .* not neg"),
         (lambda: adapters.continuous(jnp.zeros_like, lambda s: s), "both be zero"),
         (lambda: adapters.continuous(jnp.cos, jnp.sin, (1.0, 1.0)), "two different numbers"),
+        (lambda: adapters.continuous(np.cos, jnp.sin), "alpha must be .* such as jnp.cos"),
+        (lambda: adapters.continuous(jnp.cos, math.sin), "sigma must be .* such as jnp.cos"),
+        (lambda: adapters.continuous(lambda s: jnp.ones(3), jnp.sin), r"scalar, got shape \(3,\)"),
         (lambda: adapters.edm(2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: adapters.variance_exploding(0.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: adapters.variance_preserving(0.0, 1.0), "must be positive"),

@@ -955,6 +955,27 @@ def test_networks_and_sources_of_other_shapes_are_refused(unchecked):
         fit(module, np.ones((3, 1)), KEY, steps=1, conditions=np.ones(3))
 
 
+def test_a_network_that_takes_the_time_last_is_refused_and_trained_by_its_adapter():
+    """Its shapes broadcast, so that only the names tell; the adapter trains what is inside as the
+    network would be trained with its arguments in order, bit for bit."""
+
+    class Late(nnx.Module):
+        def __init__(self):
+            self.inner = mlp()
+
+        def __call__(self, x, t):
+            return self.inner(t, x)
+
+    network, data = Late(), np.linspace(-1, 2, 24, dtype=np.float32)[:, None]
+    for objective in (training.loss, training.target_loss):
+        with pytest.raises(ValueError, match=r"time first, got parameters \(x, t\).*time_last"):
+            fit(network, data, KEY, steps=1, batch=8, objective=objective)
+    late = fit(adapters.time_last(network), data, KEY, steps=3, batch=8)
+    plain = fit(network.inner, data, KEY, steps=3, batch=8)
+    np.testing.assert_array_equal(late.losses, plain.losses)
+    assert plain.losses[0] != plain.losses[2]
+
+
 def test_networks_of_other_libraries_come_back_as_what_they_were():
     data = np.random.default_rng(0).standard_normal((50, 1))
     network = Perceptron(2)
