@@ -6,7 +6,7 @@ import re
 from tests import ROOT
 
 CHAPTER = (ROOT / "notebooks" / "19_your_own_flow.md").read_text("utf-8")
-REPORTING = (ROOT / "cdelta" / "reporting.py").read_text("utf-8")
+REPORTING = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "cdelta").glob("*.py")))
 
 
 def warnings(source):
