@@ -35,16 +35,16 @@ def test_conditional_mean_at_the_ends(shape):
     np.testing.assert_array_equal(linear.conditional_mean(0.0, x, a), jnp.zeros_like(x))
     # at t = 1 nothing but the part that A reaches: all of x when A has full row rank
     reached = np.asarray(a) @ np.linalg.pinv(a) @ x
-    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), reached, atol=1e-13)
+    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), reached, rtol=0, atol=1e-13)
     if shape[0] <= shape[1]:
-        np.testing.assert_allclose(reached, x, atol=1e-13)
+        np.testing.assert_allclose(reached, x, rtol=0, atol=1e-13)
 
 
 def test_conditional_mean_of_a_singular_square_matrix_at_one():
     a = jnp.outer(jnp.array([1.0, 2.0, -1.0]), jnp.array([0.5, 1.0, 1.5]))
     x = jnp.array([1.0, 0.0, 0.0])
     expected = np.asarray(a) @ np.linalg.pinv(a) @ x
-    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), expected, atol=1e-14)
+    np.testing.assert_allclose(linear.conditional_mean(1.0, x, a), expected, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -53,8 +53,8 @@ def test_probe_covariance_is_the_schur_complement(k):
     joint = np.block([[np.eye(5), b.T], [b, b @ b.T]])  # of (v, Bv)
     schur = joint[:5, :5] - joint[:5, 5:] @ np.linalg.inv(joint[5:, 5:]) @ joint[5:, :5]
     result = linear.probe_covariance(b)
-    np.testing.assert_allclose(result, schur, atol=1e-14)
-    np.testing.assert_allclose(b @ result, 0, atol=1e-14)
+    np.testing.assert_allclose(result, schur, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(b @ result, 0, rtol=0, atol=1e-14)
     assert np.trace(result) == pytest.approx(5 - k, abs=1e-13)
 
 
