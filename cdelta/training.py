@@ -931,7 +931,8 @@ def _advance(
         with jax.numpy_dtype_promotion("standard"):  # optax relies on it
             updates, slots = optimizer.update(gradient, state.slots, state.params)
         params = optax.apply_updates(state.params, updates)
-        keep = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        done = state.step.astype(float)  # whole numbers are divided in single precision
+        keep = jnp.minimum(ema, (1 + done) / (10 + done))
         average = jax.tree.map(functools.partial(_averaged, keep), state.average, params)
         return _State(state.step + 1, params, rest, slots, average), error
 
@@ -945,7 +946,8 @@ _STREAMS = 4  # folded into the step's key: unlike any that a split of it into t
 
 
 def _averaged(keep: Array, old: Array, new: Array) -> Array:
-    wide = jnp.promote_types(keep.dtype, old.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        wide = jnp.promote_types(keep.dtype, old.dtype)
     return (
         keep.astype(wide) * old.astype(wide) + (1 - keep).astype(wide) * new.astype(wide)
     ).astype(old.dtype)

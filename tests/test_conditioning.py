@@ -70,11 +70,15 @@ def test_in_a_linear_model_only_kept_wiggles_lose_a_correlation():
     for threshold in (0.5, 2.0, 10.0):
         inside = strip(threshold / 2.0)[1]
         wiggles = keep_wiggles(seen, 2, threshold)
-        np.testing.assert_allclose(wiggles.matrix, gram - (1 - inside) * regressed, atol=1e-12)
-        np.testing.assert_allclose(keep_samples(seen, 2, threshold).matrix, whole, atol=1e-12)
-    np.testing.assert_allclose(keep_wiggles(seen, 2).matrix, gram - regressed, atol=1e-12)
-    np.testing.assert_allclose(keep_samples(seen, 2).matrix, whole, atol=1e-12)
-    np.testing.assert_allclose(keep_flat(seen, 2, 2.001).matrix, whole, atol=1e-12)
+        np.testing.assert_allclose(
+            wiggles.matrix, gram - (1 - inside) * regressed, rtol=0, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            keep_samples(seen, 2, threshold).matrix, whole, rtol=0, atol=1e-12
+        )
+    np.testing.assert_allclose(keep_wiggles(seen, 2).matrix, gram - regressed, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(keep_samples(seen, 2).matrix, whole, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(keep_flat(seen, 2, 2.001).matrix, whole, rtol=0, atol=1e-12)
     assert abs(keep_wiggles(seen, 2).correlation[0, 1]) < 1e-12
     assert keep_samples(seen, 2).correlation[0, 1] > 0.5
 
@@ -127,12 +131,12 @@ def test_the_limit_is_held_moment_at_the_same_latents():
     latents = jax.vmap(lambda key: jax.random.normal(key, (2,)))(keys)
     limit = keep_wiggles(observe(bent, latents), 2)
     held = dependence.held_moment(bent, KEY, 2, 500, 2)
-    np.testing.assert_allclose(limit.matrix, held.matrix, atol=1e-12)
-    np.testing.assert_allclose(limit.stderr, held.stderr, atol=1e-12)
+    np.testing.assert_allclose(limit.matrix, held.matrix, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(limit.stderr, held.stderr, rtol=0, atol=1e-12)
     assert limit.held == held.held == (2,)
     assert limit.effective_samples == pytest.approx(held.effective_samples)
     small = keep_wiggles(observe(bent, latents), 2, 1e-6)
-    np.testing.assert_allclose(small.matrix, limit.matrix, atol=1e-10)
+    np.testing.assert_allclose(small.matrix, limit.matrix, rtol=0, atol=1e-10)
 
 
 def test_the_distance_to_the_limit_is_its_coefficient_times_the_threshold_squared():

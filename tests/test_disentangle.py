@@ -26,9 +26,9 @@ def test_overlap_is_the_mean_squared_cosine():
     # lengths and turns of the latent do not count
     turn = np.linalg.qr(np.asarray(jax.random.normal(jax.random.key(1), (6, 6))))[0]
     np.testing.assert_allclose(overlap(flat * [[1], [5], [0.1], [2]] @ turn), np.mean(cosines))
-    np.testing.assert_allclose(overlap(jnp.eye(3)), 0, atol=1e-15)
+    np.testing.assert_allclose(overlap(jnp.eye(3)), 0, rtol=0, atol=1e-15)
     np.testing.assert_allclose(overlap(jnp.ones((3, 2))), 1)
-    np.testing.assert_allclose(overlap(jnp.eye(3).at[0].set(0)), 0, atol=1e-15)
+    np.testing.assert_allclose(overlap(jnp.eye(3).at[0].set(0)), 0, rtol=0, atol=1e-15)
 
 
 def test_the_objective_is_matching_and_weighed_overlap():

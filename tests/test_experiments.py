@@ -26,15 +26,17 @@ def test_without_its_second_term_each_jacobian_is_that_of_the_expected_end(t):
     S = (1 - t) ** 2 * source.cov + t**2 * target.covs
     coded = t * target.covs @ jnp.linalg.inv(S)
     right = mixture.component_jacobians(t, source, target)
-    np.testing.assert_allclose(coded, jnp.eye(3) + (1 - t) * right, atol=1e-13)
+    np.testing.assert_allclose(coded, jnp.eye(3) + (1 - t) * right, rtol=0, atol=1e-13)
 
     gamma = mixture.responsibilities(t, x, source, target)
     centres = (1 - t) * source.mean + t * target.means
     ends = target.means + jnp.einsum("kij,kj->ki", coded, x - centres)
-    np.testing.assert_allclose(gamma @ ends, posterior.mean(t, x, source, target), atol=1e-13)
+    np.testing.assert_allclose(
+        gamma @ ends, posterior.mean(t, x, source, target), rtol=0, atol=1e-13
+    )
     slope = jax.jacfwd(lambda x: posterior.mean(t, x, source, target))(x)
     expected = jnp.eye(3) + (1 - t) * mixture.velocity_jacobian(t, x, source, target)
-    np.testing.assert_allclose(slope, expected, atol=1e-12)
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
@@ -54,5 +56,5 @@ def test_seeing_differs_from_blending_by_the_spread_of_the_scores(t):
     spread = (1 - t) / t * source.cov @ jnp.einsum("k,ki,kj->ij", gamma, centred, centred)
     blend = jnp.einsum("k,kij->ij", gamma, mixture.component_jacobians(t, source, target))
     seen = mixture.velocity_jacobian(t, x, source, target)
-    np.testing.assert_allclose(seen - blend, spread, atol=1e-12)
+    np.testing.assert_allclose(seen - blend, spread, rtol=0, atol=1e-12)
     assert float(jnp.abs(spread).max()) > 1e-3  # the labels do disagree here

@@ -34,10 +34,10 @@ def test_density_and_responsibilities_are_bayes_rule(t, d):
             ]
         )
         np.testing.assert_allclose(
-            mixture.log_density(t, x, source, target), np.log(joint.sum()), atol=1e-12
+            mixture.log_density(t, x, source, target), np.log(joint.sum()), rtol=0, atol=1e-12
         )
         np.testing.assert_allclose(
-            mixture.responsibilities(t, x, source, target), joint / joint.sum(), atol=1e-13
+            mixture.responsibilities(t, x, source, target), joint / joint.sum(), rtol=0, atol=1e-13
         )
 
 
@@ -63,7 +63,7 @@ def test_velocity_is_the_conditional_expectation_by_quadrature(t):
         posterior_mean = moments[1] / moments[0]
         expected = posterior_mean - (x - t * posterior_mean) / (1 - t)
         np.testing.assert_allclose(
-            mixture.velocity(t, jnp.array([x]), source, target)[0], expected, atol=1e-10
+            mixture.velocity(t, jnp.array([x]), source, target)[0], expected, rtol=0, atol=1e-10
         )
 
 
@@ -86,14 +86,14 @@ def test_closed_derivatives_agree_with_autodiff(t, d):
     for x in points(d):
         gradients = jax.jacrev(lambda x: mixture.responsibilities(t, x, source, target))(x)
         np.testing.assert_allclose(
-            mixture.responsibility_gradients(t, x, source, target), gradients, atol=1e-12
+            mixture.responsibility_gradients(t, x, source, target), gradients, rtol=0, atol=1e-12
         )
         jacobian = jax.jacfwd(lambda x: mixture.velocity(t, x, source, target))(x)
         closed = mixture.velocity_jacobian(t, x, source, target)
-        np.testing.assert_allclose(closed, jacobian, atol=2e-11)
+        np.testing.assert_allclose(closed, jacobian, rtol=0, atol=2e-11)
         probe = jnp.linspace(-1, 1, d)
         np.testing.assert_allclose(
-            mixture.velocity_jvp(t, x, probe, source, target), closed @ probe, atol=1e-12
+            mixture.velocity_jvp(t, x, probe, source, target), closed @ probe, rtol=0, atol=1e-12
         )
 
 
@@ -109,7 +109,7 @@ def test_jacobian_by_central_differences():
         for e in jnp.eye(3)
     ]
     np.testing.assert_allclose(
-        mixture.velocity_jacobian(0.6, x, source, target), np.stack(columns, 1), atol=5e-9
+        mixture.velocity_jacobian(0.6, x, source, target), np.stack(columns, 1), rtol=0, atol=5e-9
     )
 
 
@@ -120,7 +120,7 @@ def test_component_jacobians_are_those_of_the_gaussian_flows(t):
     for k in range(3):
         component = Gaussian(target.means[k], target.covs[k])
         np.testing.assert_allclose(
-            jacobians[k], gaussian.velocity_jacobian(t, source, component), atol=1e-13
+            jacobians[k], gaussian.velocity_jacobian(t, source, component), rtol=0, atol=1e-13
         )
 
 
@@ -145,11 +145,15 @@ def test_one_component_is_the_gaussian_flow(t):
     target = GaussianMixture(jnp.ones(1), single.mean[None], single.cov[None])
     x = jnp.array([1.0, -1.0, 0.5])
     np.testing.assert_allclose(
-        mixture.velocity(t, x, source, target), gaussian.velocity(t, x, source, single), atol=1e-13
+        mixture.velocity(t, x, source, target),
+        gaussian.velocity(t, x, source, single),
+        rtol=0,
+        atol=1e-13,
     )
     np.testing.assert_allclose(
         mixture.velocity_jacobian(t, x, source, target),
         gaussian.velocity_jacobian(t, source, single),
+        rtol=0,
         atol=1e-13,
     )
 
@@ -167,34 +171,34 @@ def test_the_table_of_jacobians_under_intervention_and_observation(t):
     single = GaussianMixture(jnp.ones(1), target.means[:1], S[None])
     for x in points(3):
         seen = mixture.velocity_jacobian(t, x, source, single)
-        np.testing.assert_allclose(seen, linear, atol=1e-12)
+        np.testing.assert_allclose(seen, linear, rtol=0, atol=1e-12)
         held = mixture.component_jacobians(t, source, single)[0]
-        np.testing.assert_allclose(held, linear, atol=1e-12)
+        np.testing.assert_allclose(held, linear, rtol=0, atol=1e-12)
     held = np.asarray(mixture.component_jacobians(t, source, target))
-    np.testing.assert_allclose(held[0], linear, atol=1e-12)
+    np.testing.assert_allclose(held[0], linear, rtol=0, atol=1e-12)
     seen = np.stack([mixture.velocity_jacobian(t, x, source, target) for x in points(3)])
     apart = np.linalg.norm(seen[:, None] - held, axis=(2, 3))
     if t:  # at the beginning all of them are -I
         assert np.linalg.norm(seen - seen[0], axis=(1, 2))[1:].max() > 0.1
         assert apart.min(1).max() > 0.1
     else:
-        np.testing.assert_allclose(apart, 0, atol=1e-12)
+        np.testing.assert_allclose(apart, 0, rtol=0, atol=1e-12)
 
 
 def test_endpoints():
     source, target = laws.pair_mixture(34, 3)
     for x in points(3):
         np.testing.assert_allclose(
-            mixture.velocity(0.0, x, source, target), target.mean - x, atol=1e-13
+            mixture.velocity(0.0, x, source, target), target.mean - x, rtol=0, atol=1e-13
         )
         np.testing.assert_allclose(
-            mixture.velocity(1.0, x, source, target), x - source.mean, atol=1e-12
+            mixture.velocity(1.0, x, source, target), x - source.mean, rtol=0, atol=1e-12
         )
         np.testing.assert_allclose(
-            mixture.velocity_jacobian(0.0, x, source, target), -np.eye(3), atol=1e-13
+            mixture.velocity_jacobian(0.0, x, source, target), -np.eye(3), rtol=0, atol=1e-13
         )
         np.testing.assert_allclose(
-            mixture.velocity_jacobian(1.0, x, source, target), np.eye(3), atol=1e-11
+            mixture.velocity_jacobian(1.0, x, source, target), np.eye(3), rtol=0, atol=1e-11
         )
 
 
@@ -202,7 +206,7 @@ def test_equal_covariances_share_one_jacobian():
     source, target = laws.pair_mixture(35, 3)
     equal = GaussianMixture(target.weights, target.means, jnp.stack([target.covs[0]] * 3))
     jacobians = mixture.component_jacobians(0.4, source, equal)
-    np.testing.assert_allclose(jacobians[1:], jacobians[:-1], atol=1e-15)
+    np.testing.assert_allclose(jacobians[1:], jacobians[:-1], rtol=0, atol=1e-15)
 
 
 def from_component(t, x, source, target, k):
@@ -324,7 +328,7 @@ def test_far_tail_is_finite_and_affine_where_every_density_underflows(t, size):
     if 0 < t < 1:  # the widest component owns the tail
         k = int(jnp.argmax(outputs[1]))
         np.testing.assert_allclose(
-            outputs[4], mixture.component_jacobians(t, source, target)[k], atol=1e-9
+            outputs[4], mixture.component_jacobians(t, source, target)[k], rtol=0, atol=1e-9
         )
 
 
@@ -384,6 +388,7 @@ def test_zero_weights_are_allowed():
     np.testing.assert_allclose(
         mixture.velocity_jacobian(0.5, x, source, without),
         mixture.velocity_jacobian(0.5, x, source, two),
+        rtol=0,
         atol=1e-13,
     )
 

@@ -38,7 +38,7 @@ def test_time_features():
     frequencies = [1e4 ** (1 - k / 4) for k in range(5)]
     assert frequencies[0] == 1e4 and frequencies[-1] == 1
     expected = [np.sin(f * t) for f in frequencies] + [np.cos(f * t) for f in frequencies]
-    np.testing.assert_allclose(networks.time_features(t, width), expected, atol=1e-12)
+    np.testing.assert_allclose(networks.time_features(t, width), expected, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="width"):
         networks.time_features(t, 7)
 
@@ -156,7 +156,7 @@ def test_upsample_interpolates_between_corners():
     both = np.apply_along_axis(
         lambda line: np.interp(np.linspace(0, 4, 10), range(5), line), 2, rows
     )
-    np.testing.assert_allclose(networks.upsample(jnp.asarray(x)), both, atol=1e-12)
+    np.testing.assert_allclose(networks.upsample(jnp.asarray(x)), both, rtol=0, atol=1e-12)
     one = networks.upsample(jnp.ones((1, 1, 1, 1)))
     np.testing.assert_array_equal(one, np.ones((1, 2, 2, 1)))
 
@@ -168,7 +168,9 @@ def test_pool(reduce, expected):
         [expected(x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2], (0, 1)) for j in range(2)]
         for i in range(2)
     ]
-    np.testing.assert_allclose(networks.pool(jnp.asarray(x), reduce)[0], by_hand, atol=1e-14)
+    np.testing.assert_allclose(
+        networks.pool(jnp.asarray(x), reduce)[0], by_hand, rtol=0, atol=1e-14
+    )
 
 
 def test_attention_is_a_weighted_mean_of_values():
@@ -501,8 +503,8 @@ def test_classifier(shape, bottleneck):
 
     logits, jvp, rows, batch = products(network, x, dx)
     assert logits.shape == (5,) and float(jnp.abs(jvp).min()) > 1e-6
-    np.testing.assert_allclose(jnp.einsum("k...,...->k", rows, dx), jvp, atol=1e-12)
-    np.testing.assert_allclose(batch[1], logits, atol=1e-12)
+    np.testing.assert_allclose(jnp.einsum("k...,...->k", rows, dx), jvp, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(batch[1], logits, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("bottleneck", [False, True])
@@ -550,7 +552,7 @@ def test_velocity_from_the_exact_target_is_the_exact_velocity():
     x = jnp.array([0.7, -1.1])
     for t in (0.0, 0.3, 0.9, 0.99):
         np.testing.assert_allclose(
-            velocity(t, x), gaussian.velocity(t, x, source, target), atol=1e-12
+            velocity(t, x), gaussian.velocity(t, x, source, target), rtol=0, atol=1e-12
         )
 
 

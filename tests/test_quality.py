@@ -140,8 +140,10 @@ def test_pixels_as_a_share_of_their_span():
     y = x.copy()
     y[1] += 0.1
     y[2, 0, 0, 0] -= 0.4
-    np.testing.assert_allclose(quality.pixel_error(x, y), [0, 0.05, 0.4 / 40 / 2], atol=1e-12)
-    np.testing.assert_allclose(quality.pixel_error(x, y, 1.0)[1], 0.1, atol=1e-12)
+    np.testing.assert_allclose(
+        quality.pixel_error(x, y), [0, 0.05, 0.4 / 40 / 2], rtol=0, atol=1e-12
+    )
+    np.testing.assert_allclose(quality.pixel_error(x, y, 1.0)[1], 0.1, rtol=0, atol=1e-12)
 
 
 def test_a_change_is_its_share_and_the_rest():
@@ -154,18 +156,20 @@ def test_a_change_is_its_share_and_the_rest():
     moved = s[:, None] * wanted + (size * lengths)[:, None] * aside
     after = before + moved.reshape(before.shape)
     found = quality.change(before, after, truth)
-    np.testing.assert_allclose(found.share, s, atol=1e-12)
+    np.testing.assert_allclose(found.share, s, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.stray, size, atol=1e-7)
     off = np.linalg.norm((after - truth).reshape(4, -1), axis=1) / np.linalg.norm(wanted, axis=1)
-    np.testing.assert_allclose(np.hypot(found.share - 1, found.stray), off, atol=1e-12)
+    np.testing.assert_allclose(np.hypot(found.share - 1, found.stray), off, rtol=0, atol=1e-12)
 
 
 def test_composition_counts_what_a_cycle_adds():
     x = RNG.uniform(size=(3, 4, 4))
     np.testing.assert_allclose(quality.composition(lambda x: x, x, 10), 0)
     once = quality.composition(lambda x: x + 0.02, x)
-    np.testing.assert_allclose(once, 255 * 0.01, atol=1e-9)
-    np.testing.assert_allclose(quality.composition(lambda x: x + 0.02, x, 10), once, atol=1e-9)
+    np.testing.assert_allclose(once, 255 * 0.01, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        quality.composition(lambda x: x + 0.02, x, 10), once, rtol=0, atol=1e-9
+    )
     # what cancels is not counted, what is there once is shared out
     np.testing.assert_allclose(quality.composition(lambda x: -x, x, 2), 0)
     to_zero = quality.composition(lambda x: 0 * x, x, 4, span=1.0)

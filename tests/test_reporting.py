@@ -50,16 +50,16 @@ def curved():
 
 def test_moments_of_a_linear_map_are_exact(linear):
     for name in ("wiggle", "covariance", "lower", "upper"):
-        np.testing.assert_allclose(linear.moments[name].matrix, U @ U.T, atol=1e-13)
+        np.testing.assert_allclose(linear.moments[name].matrix, U @ U.T, rtol=0, atol=1e-13)
         assert linear.moments[name].names == NAMES and linear.moments[name].samples == 512
     samples = linear.moments["samples"]
     assert np.abs((samples.matrix - U @ U.T) / samples.stderr).max() < 4
     partial = linear.moments["wiggle"].partial("b").matrix
-    np.testing.assert_allclose(linear.moments["held"].matrix, partial, atol=1e-13)
+    np.testing.assert_allclose(linear.moments["held"].matrix, partial, rtol=0, atol=1e-13)
     # do(b), b = .8 e₁ + .6 e₂: what b's own noise moves goes out, a stays
     rest = U - np.outer(U[:, 1] / U[1, 1], U[1])
-    np.testing.assert_allclose(linear.moments["do(b)"].matrix, rest @ rest.T, atol=1e-13)
-    np.testing.assert_allclose(linear.turn.turn, 0, atol=1e-13)
+    np.testing.assert_allclose(linear.moments["do(b)"].matrix, rest @ rest.T, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(linear.turn.turn, 0, rtol=0, atol=1e-13)
 
 
 def test_moments_of_a_bent_map_are_those_of_its_hermite_expansion(curved):
@@ -159,7 +159,7 @@ def test_seconds_are_kept_also_where_the_machine_slows_down(monkeypatch, load):
     assert (about(made, "budget") == []) == (made.seconds < 22)
     for name in ("held", "do(b)"):  # a part for each
         assert made.moments[name].samples >= 16
-    np.testing.assert_allclose(made.moments["wiggle"].matrix, U @ U.T, atol=1e-13)
+    np.testing.assert_allclose(made.moments["wiggle"].matrix, U @ U.T, rtol=0, atol=1e-13)
 
 
 def test_seconds_that_are_too_few_are_overrun_by_little_and_it_is_said(monkeypatch):
@@ -277,7 +277,7 @@ def test_an_order_longer_than_the_latent_is_said_and_its_beginning_kept():
         "turn (C11) is that of a, b alone, and c moves only with the features before."
     )
     assert said.warning and said.value == 1 and turn.value == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(made.turn.turn, [0, 0], atol=1e-12)
+    np.testing.assert_allclose(made.turn.turn, [0, 0], rtol=0, atol=1e-12)
     line = report(lambda x: {"a": x[0], "b": x[0] ** 3}, KEY, 1, graph={"b": "a"}, budget=64)
     assert "a latent 1 dimension, too few" in about(line, "turn")[0]
     assert "nothing is known of the turn" in about(line, "turn")[0] and line.turn is None
@@ -530,4 +530,4 @@ def test_tables_figures_and_json(linear):
     plt.close("all")
     told = json.loads(json.dumps(linear.to_json(), allow_nan=False))
     assert told["names"] == list(NAMES) and told["findings"][0]["text"] == linear.findings[0]
-    np.testing.assert_allclose(told["moments"]["wiggle"]["matrix"], U @ U.T, atol=1e-13)
+    np.testing.assert_allclose(told["moments"]["wiggle"]["matrix"], U @ U.T, rtol=0, atol=1e-13)

@@ -111,13 +111,16 @@ def test_losses_of_classifiers():
     logits = jnp.array([1.0, 2.0, 3.0])
     expected = np.log(np.exp(logits).sum()) - 2.0
     np.testing.assert_allclose(
-        training.cross_entropy(lambda x: logits, KEY, (images, labels)), expected, atol=1e-12
+        training.cross_entropy(lambda x: logits, KEY, (images, labels)),
+        expected,
+        rtol=0,
+        atol=1e-12,
     )
     marks = jnp.stack([labels == 0, labels == 1], -1).astype(float)
     # softplus(z) - y z, with z = (1, -2) and a third of each label set
     expected = np.mean([np.log1p(np.exp(1.0)) - 1 / 3, np.log1p(np.exp(-2.0)) + 2 / 3])
     value = training.binary_cross_entropy(lambda x: jnp.array([1.0, -2.0]), KEY, (images, marks))
-    np.testing.assert_allclose(value, expected, atol=1e-12)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------- the loop, in closed form
@@ -140,9 +143,9 @@ def test_gradient_descent_and_average_follow_their_recursions():
     options = {"steps": steps, "batch": 10, "objective": distance, "optimizer": optimizer}
     result = fit(Number(), data, KEY, ema=0, **options)
     w = [4.5 + (3.0 - 4.5) * (1 - 2 * rate) ** k for k in range(steps + 1)]
-    np.testing.assert_allclose(result.network.w[...], w[-1], atol=1e-12)
+    np.testing.assert_allclose(result.network.w[...], w[-1], rtol=0, atol=1e-12)
     np.testing.assert_allclose(
-        result.losses, [(x - 4.5) ** 2 + data.var() for x in w[:-1]], atol=1e-12
+        result.losses, [(x - 4.5) ** 2 + data.var() for x in w[:-1]], rtol=0, atol=1e-12
     )
 
     average = w[0]
@@ -150,7 +153,7 @@ def test_gradient_descent_and_average_follow_their_recursions():
         keep = min(ema, (1 + k) / (10 + k))
         average = keep * average + (1 - keep) * w[k + 1]
     result = fit(Number(), data, KEY, ema=ema, **options)
-    np.testing.assert_allclose(result.network.w[...], average, atol=1e-12)
+    np.testing.assert_allclose(result.network.w[...], average, rtol=0, atol=1e-12)
 
 
 def test_the_network_given_is_left_as_it_is():

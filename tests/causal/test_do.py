@@ -36,23 +36,25 @@ def test_do_is_the_surgery_on_the_graph():
         )
         if i == target:
             x[:, i] = 1.7
-    np.testing.assert_allclose(jax.vmap(done)(noise), x, atol=1e-12)
+    np.testing.assert_allclose(jax.vmap(done)(noise), x, rtol=0, atol=1e-12)
     assert np.abs((x.mean(0) - done.mean) / np.maximum(x.std(0) / np.sqrt(n), 1e-12)).max() < 4
-    np.testing.assert_allclose(done.cov[target], 0, atol=0)
+    np.testing.assert_allclose(done.cov[target], 0, rtol=0, atol=0)
     earlier = [model.order[0]]
     np.testing.assert_allclose(
         done.cov[np.ix_(earlier, earlier)], model.cov[np.ix_(earlier, earlier)], rtol=1e-14
     )
     # the effect of an intervention is the derivative of the mean in its value
     effect = jax.jacfwd(lambda value: model.do(target, value).mean)(0.3)
-    np.testing.assert_allclose(effect, model.total_effects[:, target], atol=1e-13)
+    np.testing.assert_allclose(effect, model.total_effects[:, target], rtol=0, atol=1e-13)
 
 
 def test_do_twice():
     model = causal.mediator(0.8, -1.2)
     both = model.do(0, 1.0).do(2, 2.0)
-    np.testing.assert_allclose(both.mean, [1.0, -2.4, 2.0], atol=1e-13)
-    np.testing.assert_allclose(both.noises(both(jnp.array([3.0, 4.0, 5.0]))), [0, 4, 0], atol=1e-13)
+    np.testing.assert_allclose(both.mean, [1.0, -2.4, 2.0], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        both.noises(both(jnp.array([3.0, 4.0, 5.0]))), [0, 4, 0], rtol=0, atol=1e-13
+    )
 
 
 def test_counterfactual_keeps_the_noises():
@@ -61,8 +63,8 @@ def test_counterfactual_keeps_the_noises():
     target = model.order[2]
     # in a linear model only the difference in the cause travels
     expected = x + model.total_effects[:, target] * (2.5 - x[target])
-    np.testing.assert_allclose(model.counterfactual(x, target, 2.5), expected, atol=1e-12)
-    np.testing.assert_allclose(model.counterfactual(x, target, x[target]), x, atol=1e-12)
+    np.testing.assert_allclose(model.counterfactual(x, target, 2.5), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(model.counterfactual(x, target, x[target]), x, rtol=0, atol=1e-12)
 
 
 def test_counterfactual_is_the_model_run_again():
@@ -72,11 +74,11 @@ def test_counterfactual_is_the_model_run_again():
     b = z**2 - np.sinh(0.5 * v)
     expected = [z, 2.0, b, np.tanh(2.0) * b + w + 0.1 * w**3]
     x = model(noise)
-    np.testing.assert_allclose(model.counterfactual(x, 1, 2.0), expected, atol=1e-11)
-    np.testing.assert_allclose(model.do("a", 2.0)(noise), expected, atol=1e-13)
+    np.testing.assert_allclose(model.counterfactual(x, 1, 2.0), expected, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(model.do("a", 2.0)(noise), expected, rtol=0, atol=1e-13)
     # the derivative in the value: the local effect of do(a), c alone comes after a
     effect = jax.jacfwd(lambda value: model.counterfactual(x, 1, value))(2.0)
-    np.testing.assert_allclose(effect, [0, 1, 0, b / np.cosh(2.0) ** 2], atol=1e-11)
+    np.testing.assert_allclose(effect, [0, 1, 0, b / np.cosh(2.0) ** 2], rtol=0, atol=1e-11)
 
 
 def test_both_kinds_of_model_agree():
@@ -90,9 +92,9 @@ def test_both_kinds_of_model_agree():
     ).do("k", 0.2)
     noise = jnp.array([0.3, -1.0, 0.6])
     order = np.array([2, 0, 1])
-    np.testing.assert_allclose(curved(noise[order]), linear(noise)[order], atol=1e-14)
+    np.testing.assert_allclose(curved(noise[order]), linear(noise)[order], rtol=0, atol=1e-14)
     x = linear(noise)
-    np.testing.assert_allclose(curved.noises(x[order]), linear.noises(x)[order], atol=1e-13)
+    np.testing.assert_allclose(curved.noises(x[order]), linear.noises(x)[order], rtol=0, atol=1e-13)
 
 
 # ---------------------------------------------------------------------- constant, shift or function
@@ -104,13 +106,13 @@ def test_a_shift_keeps_causes_and_noise(model):
     b = z**2 - np.sinh(0.5 * v)
     expected = [z, a, b, np.tanh(a) * b + w + 0.1 * w**3]
     shifted = model.do("a", Shift(0.7))
-    np.testing.assert_allclose(shifted(NOISE), expected, atol=1e-13)
-    np.testing.assert_allclose(shifted.noises(jnp.array(expected)), NOISE, atol=1e-11)
+    np.testing.assert_allclose(shifted(NOISE), expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(shifted.noises(jnp.array(expected)), NOISE, rtol=0, atol=1e-11)
     linear = random_scm(8, 4)
     k = linear.order[1]
     moved = linear.do(k, Shift(0.7))
     np.testing.assert_allclose(
-        moved.mean - linear.mean, 0.7 * linear.total_effects[:, k], atol=1e-13
+        moved.mean - linear.mean, 0.7 * linear.total_effects[:, k], rtol=0, atol=1e-13
     )
     np.testing.assert_array_equal(moved.cov, linear.cov)
 
@@ -124,11 +126,11 @@ def test_a_function_replaces_an_equation_with_or_without_its_noise(model):
     ):
         changed = model.do({"a": function})
         expected = np.array([z, a, b, np.tanh(a) * b + w + 0.1 * w**3])
-        np.testing.assert_allclose(changed(NOISE), expected, atol=1e-13)
+        np.testing.assert_allclose(changed(NOISE), expected, rtol=0, atol=1e-13)
         kept = NOISE if a != z**2 + 3.0 else NOISE * [1, 0, 1, 1]  # what it does not use is 0
-        np.testing.assert_allclose(changed.noises(expected), kept, atol=1e-11)
+        np.testing.assert_allclose(changed.noises(expected), kept, rtol=0, atol=1e-11)
         np.testing.assert_allclose(
-            model.counterfactual(by_hand(NOISE), {"a": function}), expected, atol=1e-10
+            model.counterfactual(by_hand(NOISE), {"a": function}), expected, rtol=0, atol=1e-10
         )
 
 
@@ -142,7 +144,7 @@ def test_several_at_once_are_one_after_the_other(model):
         np.testing.assert_array_equal(changed(NOISE), at_once(NOISE))
     z, _, _, w = NOISE
     expected = [z, by_hand(NOISE)[1] + 0.5, 0.3, z - w]
-    np.testing.assert_allclose(at_once(NOISE), expected, atol=1e-13)
+    np.testing.assert_allclose(at_once(NOISE), expected, rtol=0, atol=1e-13)
     linear = random_scm(9, 4)
     noise = jnp.array(NOISE)
     both = linear.do({2: Shift(0.5), np.int64(0): 0.3})
@@ -155,7 +157,7 @@ def test_an_intervention_on_an_intervened_model(model):
     assert model.do("a", 2.0).do("a", Shift(0.5))(NOISE)[1] == 2.5
     assert model.do("a", Shift(0.5)).do("a", 2.0)(NOISE)[1] == 2.0
     twice = model.do("a", Shift(0.5)).do("a", Shift(0.25))
-    np.testing.assert_allclose(twice(NOISE), model.do("a", Shift(0.75))(NOISE), atol=1e-14)
+    np.testing.assert_allclose(twice(NOISE), model.do("a", Shift(0.75))(NOISE), rtol=0, atol=1e-14)
     linear = random_scm(10, 3)
     for changes in (
         [2.0, 3.0],
@@ -163,13 +165,15 @@ def test_an_intervention_on_an_intervened_model(model):
         [Shift(0.5), 3.0],
     ):
         done = linear.do(1, changes[0]).do(1, changes[1])
-        np.testing.assert_allclose(done.mean, linear.do(1, 3.0).mean, atol=1e-13)
-        np.testing.assert_allclose(done.cov, linear.do(1, 3.0).cov, atol=1e-13)
+        np.testing.assert_allclose(done.mean, linear.do(1, 3.0).mean, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(done.cov, linear.do(1, 3.0).cov, rtol=0, atol=1e-13)
 
 
 def test_no_intervention_changes_nothing(model):
     np.testing.assert_array_equal(model.do({})(NOISE), model(NOISE))
-    np.testing.assert_allclose(model.counterfactual(model(NOISE), {}), model(NOISE), atol=1e-13)
+    np.testing.assert_allclose(
+        model.counterfactual(model(NOISE), {}), model(NOISE), rtol=0, atol=1e-13
+    )
 
 
 def test_counterfactual_of_several(model):
@@ -177,14 +181,14 @@ def test_counterfactual_of_several(model):
     z, _, _, w = NOISE
     expected = [z, 2.0, x[2] + 0.5, np.tanh(2.0) * (x[2] + 0.5) + w + 0.1 * w**3]
     found = model.counterfactual(x, {"a": 2.0, "b": Shift(0.5)})
-    np.testing.assert_allclose(found, expected, atol=1e-11)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
     linear = random_scm(11, 4)
     x = linear.sample(jax.random.key(0), 2)[1]
     first, last = linear.order[0], linear.order[-1]
     moved = x + linear.total_effects[:, first] * (2.5 - x[first])
     moved = moved.at[last].add(0.5)
     found = linear.counterfactual(x, {first: 2.5, last: Shift(0.5)})
-    np.testing.assert_allclose(found, moved, atol=1e-12)
+    np.testing.assert_allclose(found, moved, rtol=0, atol=1e-12)
 
 
 def test_what_was_set_must_be_what_was_seen(model):
@@ -208,14 +212,14 @@ def test_values_are_swept_and_differentiated(model):
     for change in (lambda v: v, Shift):
         swept = jax.vmap(lambda v, change=change: model.do("a", change(v))(noise))(values)
         each = [model.do("a", change(float(v)))(noise) for v in values]
-        np.testing.assert_allclose(swept, each, atol=1e-14)
+        np.testing.assert_allclose(swept, each, rtol=0, atol=1e-14)
         swept = jax.vmap(lambda v, change=change: model.counterfactual(x, {"a": change(v)}))(values)
-        np.testing.assert_allclose(swept, each, atol=1e-11)
+        np.testing.assert_allclose(swept, each, rtol=0, atol=1e-11)
         last = lambda v, change=change: model.do({"a": change(v)})(noise)[3]  # noqa: E731
         h = 1e-6
         slope = (last(0.3 + h) - last(0.3 - h)) / (2 * h)
-        np.testing.assert_allclose(jax.grad(last)(0.3), slope, atol=1e-9)
-        np.testing.assert_allclose(jax.jit(jax.grad(last))(0.3), slope, atol=1e-9)
+        np.testing.assert_allclose(jax.grad(last)(0.3), slope, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(jax.jit(jax.grad(last))(0.3), slope, rtol=0, atol=1e-9)
 
 
 def test_one_compilation_for_all_values():
@@ -257,7 +261,7 @@ def test_a_model_is_a_pytree_whose_leaves_are_its_numbers():
     found = jax.grad(lambda m: m.noises(jnp.array([0.5, 1.0, 1.0]))[1])(model)
     np.testing.assert_allclose(jax.tree.leaves(found), [-0.5])
     linear = jax.tree.map(lambda leaf: 2 * leaf, causal.mediator(0.5, 0.25).do(0, 3.0))
-    np.testing.assert_allclose(linear.mean, [6, 3, 6], atol=1e-14)
+    np.testing.assert_allclose(linear.mean, [6, 3, 6], rtol=0, atol=1e-14)
 
 
 def test_a_module_may_be_an_equation():
@@ -284,10 +288,10 @@ def test_a_module_may_be_an_equation():
         )
 
     expected = by_hand(0.7, -0.2)
-    np.testing.assert_allclose(model(noise)[1], expected, atol=1e-14)
-    np.testing.assert_allclose(model.noises(model(noise)), noise, atol=1e-12)
+    np.testing.assert_allclose(model(noise)[1], expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(model.noises(model(noise)), noise, rtol=0, atol=1e-12)
     changed = model.counterfactual(model(noise), {"z": 1.7, "y": Shift(0.25)})
-    np.testing.assert_allclose(changed, [1.7, by_hand(1.7, -0.2) + 0.25], atol=1e-12)
+    np.testing.assert_allclose(changed, [1.7, by_hand(1.7, -0.2) + 0.25], rtol=0, atol=1e-12)
 
 
 def test_what_an_equation_reads_may_change():

@@ -17,9 +17,9 @@ def test_local_effects_are_the_cholesky_factor():
     order = [2, 0, 3, 1]
     lower, directions = causal.local_effects(rows, order)
     flat, q = np.asarray(rows)[order].reshape(4, 10), np.asarray(directions).reshape(4, 10)
-    np.testing.assert_allclose(lower, np.linalg.cholesky(flat @ flat.T), atol=1e-13)
-    np.testing.assert_allclose(q @ q.T, np.eye(4), atol=1e-13)
-    np.testing.assert_allclose(lower @ q, flat, atol=1e-13)
+    np.testing.assert_allclose(lower, np.linalg.cholesky(flat @ flat.T), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(q @ q.T, np.eye(4), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(lower @ q, flat, rtol=0, atol=1e-13)
     assert directions.shape == (4, 2, 5)
 
 
@@ -31,10 +31,14 @@ def test_local_effects_of_a_linear_model_are_its_structural_map(seed):
     rows = cdelta.jacobian.rows(lambda latent: model(rotation @ latent), jnp.ones(9))
     order = np.array(model.order)
     lower, directions = causal.local_effects(rows, model.order)
-    np.testing.assert_allclose(lower, model.structural_map[np.ix_(order, order)], atol=1e-12)
-    np.testing.assert_allclose(directions, rotation[order], atol=1e-12)
+    np.testing.assert_allclose(
+        lower, model.structural_map[np.ix_(order, order)], rtol=0, atol=1e-12
+    )
+    np.testing.assert_allclose(directions, rotation[order], rtol=0, atol=1e-12)
     effects = lower / jnp.diag(lower)
-    np.testing.assert_allclose(effects, model.total_effects[np.ix_(order, order)], atol=1e-12)
+    np.testing.assert_allclose(
+        effects, model.total_effects[np.ix_(order, order)], rtol=0, atol=1e-12
+    )
 
 
 def test_following_a_direction_moves_a_feature_and_what_comes_after_it():
@@ -42,13 +46,13 @@ def test_following_a_direction_moves_a_feature_and_what_comes_after_it():
     noise = jnp.array([0.4, -1.2, 0.7, 1.5])
     lower, directions = causal.local_effects(model.jacobian(noise), range(4))
     moved = jax.jvp(model, (noise,), (directions[1],))[1]
-    np.testing.assert_allclose(moved, lower[:, 1], atol=1e-13)
+    np.testing.assert_allclose(moved, lower[:, 1], rtol=0, atol=1e-13)
     assert moved[0] == 0 and moved[1] > 0
     # as the counterfactual says: the derivative under do(a), from abduction and not from the
     # Jacobian
     x = model(noise)
     effect = jax.jacfwd(lambda value: model.counterfactual(x, 1, value))(x[1])
-    np.testing.assert_allclose(lower[:, 1] / lower[1, 1], effect, atol=1e-10)
+    np.testing.assert_allclose(lower[:, 1] / lower[1, 1], effect, rtol=0, atol=1e-10)
 
 
 def test_local_effects_of_some_features_batched_and_in_single_precision():
@@ -135,7 +139,9 @@ def test_the_effect_needs_the_parents_alone(seed):
     effects = np.asarray(model.total_effects)
     for place, k in enumerate(model.order):
         for causes in (parents_of(model, k), model.order[:place]):
-            np.testing.assert_allclose(causal.effect(rows, k, causes), effects[:, k], atol=1e-10)
+            np.testing.assert_allclose(
+                causal.effect(rows, k, causes), effects[:, k], rtol=0, atol=1e-10
+            )
 
 
 def test_any_set_that_satisfies_the_back_door_criterion_gives_the_effect():
@@ -145,7 +151,7 @@ def test_any_set_that_satisfies_the_back_door_criterion_gives_the_effect():
     model = causal.LinearSCM(weights, np.array([1.0, 0.6, 0.5, 0.8]))
     rows = cdelta.jacobian.rows(rotated(model), jnp.ones(6))
     for closed in ([0], [1], [0, 1]):
-        np.testing.assert_allclose(causal.effect(rows, 2, closed)[3], 1.3, atol=1e-12)
+        np.testing.assert_allclose(causal.effect(rows, 2, closed)[3], 1.3, rtol=0, atol=1e-12)
     assert abs(causal.effect(rows, 2)[3] - 1.3) > 0.1
 
 
@@ -155,7 +161,7 @@ def test_the_effect_in_a_curved_model_is_that_of_the_counterfactual():
     for k, causes in ((0, ()), (1, [0]), (2, 0), (3, [1, 2])):
         moved = jax.jacfwd(lambda value, k=k: model.counterfactual(x, k, value))(x[k])
         found = causal.effect(model.jacobian(noise), k, causes)
-        np.testing.assert_allclose(found, moved, atol=1e-10)
+        np.testing.assert_allclose(found, moved, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["rows", "jvp"])
@@ -169,7 +175,7 @@ def test_do_moment_of_a_linear_model_is_its_covariance_under_do(seed, method):
             f, jax.random.key(0), 6, 3, k, causes, method=method, probes=probes
         )
         exact = model.do(k, 1.7).cov
-        np.testing.assert_allclose(moment.matrix, exact, atol=1e-10)
+        np.testing.assert_allclose(moment.matrix, exact, rtol=0, atol=1e-10)
         assert moment.held == (k,) and moment.degenerate == 0
         held = dependence.held_moment(f, jax.random.key(0), 6, 3, k).matrix
         assert (np.abs(held - exact).max() < 1e-10) == (not causes)
@@ -188,7 +194,7 @@ def test_do_moment_of_a_curved_map_by_its_formula():
 
     values = np.asarray(jax.lax.map(by_hand, noises))
     error = np.hypot(values.std(0) / np.sqrt(len(values)), moment.stderr)
-    np.testing.assert_allclose(moment.matrix[0, 0], 1, atol=1e-12)  # z is its own noise
+    np.testing.assert_allclose(moment.matrix[0, 0], 1, rtol=0, atol=1e-12)  # z is its own noise
     cells = np.array([0, 0, 1, 1, 2]), np.array([1, 2, 1, 2, 2])
     assert np.abs((moment.matrix - values.mean(0))[cells] / error[cells]).max() < 4
     assert (moment.matrix[3] == 0).all()
@@ -200,7 +206,7 @@ def test_latents_where_a_feature_has_no_path_of_its_own_are_counted():
 
     moment = dependence.do_moment(f, jax.random.key(3), 3, 4000, 1, [0])
     assert abs(moment.degenerate - 0.5) < 4 * 0.5 / np.sqrt(4000)
-    np.testing.assert_allclose(moment.matrix, [[1, 0], [0, 0]], atol=1e-12)
+    np.testing.assert_allclose(moment.matrix, [[1, 0], [0, 0]], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +244,8 @@ def test_effect_refuses():
 def test_the_frame_of_a_structural_model_does_not_turn():
     """However curved its equations are: each noise moves its own feature and later ones."""
     found = causal.frame_turn(curved(), jax.random.key(0), 4, 100, range(4))
-    np.testing.assert_allclose(found.turn, 0, atol=1e-12)
-    np.testing.assert_allclose(found.stderr, 0, atol=1e-12)
+    np.testing.assert_allclose(found.turn, 0, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.stderr, 0, rtol=0, atol=1e-12)
 
 
 def twisted(x):

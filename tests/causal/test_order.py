@@ -179,7 +179,7 @@ def test_a_marginal_is_the_fit_of_its_features_alone():
     alone = _waves.Sums.of(x[:, [2, 0]], part.waves, 0.9, 4)
     assert 0 < len(part.waves.phases) < 60
     for one, other in zip(part.parts, alone.parts, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-12)
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
 
 
 def test_without_a_group_it_is_fitted_again():
@@ -202,8 +202,10 @@ def test_slopes_are_those_of_the_velocity_and_of_leaf_scores():
     falls = -np.sin(x @ velocity.frequencies.T + velocity.phases)
     diagonal, mean = velocity.slopes(falls)
     jacobians = jax.vmap(jax.jacfwd(lambda x: velocity(0.9, x)))(jnp.asarray(x))
-    np.testing.assert_allclose(np.diagonal(jacobians, axis1=1, axis2=2), diagonal, atol=1e-10)
-    np.testing.assert_allclose(jacobians.mean(0), mean, atol=1e-10)
+    np.testing.assert_allclose(
+        np.diagonal(jacobians, axis1=1, axis2=2), diagonal, rtol=0, atol=1e-10
+    )
+    np.testing.assert_allclose(jacobians.mean(0), mean, rtol=0, atol=1e-10)
     scores, _ = causal.leaf_scores(velocity, x, 0.9)
     np.testing.assert_allclose(scores, order._spread(order._curvatures(diagonal, 0.9)), rtol=1e-9)
 
@@ -228,7 +230,9 @@ def test_coupling_is_the_partial_correlation_of_a_normal_law_at_any_time():
         jacobian = cdelta.gaussian.velocity_jacobian(
             t, cdelta.Gaussian.standard(3), cdelta.Gaussian(jnp.zeros(3), cov)
         )
-        np.testing.assert_allclose(order._coupling(np.asarray(jacobian), t), partial, atol=1e-10)
+        np.testing.assert_allclose(
+            order._coupling(np.asarray(jacobian), t), partial, rtol=0, atol=1e-10
+        )
 
 
 # ---------------------------------------------------------------------------------------- the order

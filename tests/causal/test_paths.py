@@ -26,7 +26,7 @@ def test_following_the_frame_is_the_counterfactual_where_it_does_not_turn(k, to)
     exact = model.counterfactual(f(LATENT), k, to)
     np.testing.assert_allclose(f(moved), exact, atol=2e-5)
     # what the features do not see has not moved
-    np.testing.assert_allclose(TURN[4:] @ moved, TURN[4:] @ LATENT, atol=1e-10)
+    np.testing.assert_allclose(TURN[4:] @ moved, TURN[4:] @ LATENT, rtol=0, atol=1e-10)
 
 
 def test_features_before_stay_and_features_after_are_not_asked():
@@ -39,7 +39,7 @@ def test_features_before_stay_and_features_after_are_not_asked():
     for other in order[:2]:
         np.testing.assert_allclose(after[other], before[other], atol=1e-6)
     same = causal.follow(f, LATENT, k, order[:3], 3.0)
-    np.testing.assert_allclose(same, moved, atol=1e-12)
+    np.testing.assert_allclose(same, moved, rtol=0, atol=1e-12)
     wrong = causal.follow(f, LATENT, k, order[2:], 3.0)  # its causes left out: they move with it
     assert np.abs(f(wrong) - before)[list(order[:2])].max() > 0.01
 
@@ -50,13 +50,13 @@ def test_steering_meets_several_values_by_the_shortest_path():
     moved = causal.steer(lambda x: rows @ x, LATENT, {0: 1.0, 2: -2.0})
     some = np.asarray(rows)[[0, 2]]
     exact = LATENT + np.linalg.pinv(some) @ (np.array([1.0, -2.0]) - some @ LATENT)
-    np.testing.assert_allclose(moved, exact, atol=1e-9)
+    np.testing.assert_allclose(moved, exact, rtol=0, atol=1e-9)
 
 
 def test_values_belong_to_their_features():
     rows = jax.random.normal(jax.random.key(2), (3, 6))
     moved = causal.steer(lambda x: rows @ x, LATENT, {2: -2.0, 0: 1.0})
-    np.testing.assert_allclose((rows @ moved)[jnp.array([0, 2])], [1.0, -2.0], atol=1e-9)
+    np.testing.assert_allclose((rows @ moved)[jnp.array([0, 2])], [1.0, -2.0], rtol=0, atol=1e-9)
 
 
 def test_steering_curved_features_moves_them_on_straight_lines_across_their_level_sets():

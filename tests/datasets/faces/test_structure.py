@@ -20,11 +20,11 @@ from tests.datasets.faces.common import CHEEKS, MAKEUP, NOSE, A
 )
 def test_graphs_have_the_correlations_that_their_paths_give(graph, correlation, given_makeup):
     cov = np.asarray(faces.model(graph, 0.5).cov)
-    np.testing.assert_allclose(np.diag(cov), 1, atol=1e-14)
-    np.testing.assert_allclose(cov[CHEEKS, NOSE], correlation, atol=1e-14)
+    np.testing.assert_allclose(np.diag(cov), 1, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(cov[CHEEKS, NOSE], correlation, rtol=0, atol=1e-14)
     precision = np.linalg.inv(cov)
     held = -precision[CHEEKS, NOSE] / np.sqrt(precision[CHEEKS, CHEEKS] * precision[NOSE, NOSE])
-    np.testing.assert_allclose(held, given_makeup, atol=1e-14)
+    np.testing.assert_allclose(held, given_makeup, rtol=0, atol=1e-14)
     others = [i for i in range(A) if i not in (MAKEUP, CHEEKS, NOSE)]
     np.testing.assert_array_equal(cov[np.ix_(others, others)], np.eye(A - 3))
     assert not cov[np.ix_(others, [MAKEUP, CHEEKS, NOSE])].any()
@@ -40,10 +40,10 @@ def test_a_graph_of_ones_own():
     young, smiling, narrow = (
         faces.ATTRIBUTES.index(n) for n in ("Young", "Smiling", "Narrow_Eyes")
     )
-    np.testing.assert_allclose(jnp.diag(cov), 1, atol=1e-14)
-    np.testing.assert_allclose(cov[young, smiling], 0.5, atol=1e-14)
-    np.testing.assert_allclose(cov[young, narrow], 0.3 - 0.8 * 0.5, atol=1e-14)
-    np.testing.assert_allclose(cov[smiling, narrow], -0.8 + 0.3 * 0.5, atol=1e-14)
+    np.testing.assert_allclose(jnp.diag(cov), 1, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(cov[young, smiling], 0.5, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(cov[young, narrow], 0.3 - 0.8 * 0.5, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(cov[smiling, narrow], -0.8 + 0.3 * 0.5, rtol=0, atol=1e-14)
 
 
 def test_variances_are_one_where_causes_depend_on_each_other_through_others():
@@ -53,7 +53,7 @@ def test_variances_are_one_where_causes_depend_on_each_other_through_others():
         ("Young", "Chubby"): 0.6,
         ("Narrow_Eyes", "Chubby"): 0.5,
     }
-    np.testing.assert_allclose(jnp.diag(faces.model(edges).cov), 1, atol=1e-14)
+    np.testing.assert_allclose(jnp.diag(faces.model(edges).cov), 1, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
