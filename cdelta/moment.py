@@ -128,6 +128,22 @@ class Moment:
         self._refuse_constant()
         return self._stderr(_correlation(self.matrix), _correlation(self.replicates))
 
+    def z_scores(self, truth: "Float[ArrayLike, 'n n'] | Moment") -> Float[np.ndarray, " entries"]:
+        r"""How far the distinct entries, i ≤ j, are from the ``truth``'s, in standard errors.
+
+        .. math:: z_{ij} = (M_{ij} - T_{ij}) / \operatorname{stderr} M_{ij}
+
+        From another moment, of independent samples: in the root of both squared errors.
+
+        Raises ValueError when the truth is no matrix of as many features.
+        """
+        matrix, stderr = np.asarray(truth, float), self.stderr
+        if matrix.shape != self.matrix.shape:
+            raise ValueError(f"truth must have shape {self.matrix.shape}, got {matrix.shape}")
+        if isinstance(truth, Moment):
+            stderr = np.hypot(stderr, truth.stderr)
+        return ((self.matrix - matrix) / stderr)[np.triu_indices(len(matrix))]
+
     def _refuse_constant(self) -> None:
         variances = np.diagonal(self.matrix)
         constant = [int(i) for i in np.flatnonzero(~(variances > 0)) if i not in self.held]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cdelta
-from cdelta import dependence, mixture
+from cdelta import dependence, gaps, mixture
 from cdelta.dependence import (
     correlation_interval,
     covariance_bounds,
@@ -320,22 +320,17 @@ def test_a_schur_complement_exceeds_the_projection_by_the_spread_of_regressions(
 # ---------------------------------------------------- C14: slopes that no average tames, or a bound
 
 
-def two_crossing(rho):
-    covs = jnp.array([[[1, sign * rho], [sign * rho, 1]] for sign in (1, -1)])
-    return cdelta.GaussianMixture(jnp.full(2, 0.5), jnp.zeros((2, 2)), covs)
-
-
 def test_slopes_between_two_crossing_gaussians_grow_like_the_exponential_of_a_square():
     source, radius = cdelta.Gaussian.standard(2), np.array([0.0, 1.0, 2.0])
     for rho in (0.5, 0.9):
-        target = two_crossing(rho)
+        target = gaps.crossed(rho)
         flow = cdelta.Flow(
             lambda t, x, target=target: mixture.velocity(t, x, source, target), "rk4", 100
         )
         J = jax.jit(jax.vmap(jax.jacfwd(flow)))(jnp.stack([0 * radius, radius], 1))
-        kappa = ((1 - rho**2) ** -0.5 - 1) / 2
-        exact = np.stack([np.exp(kappa * radius**2), np.ones(3)], 1)[:, None] * np.eye(2)
-        np.testing.assert_allclose(J, (1 - rho**2) ** 0.25 * exact, atol=1e-12, rtol=1e-4)
+        across, along = gaps.crossed_slope(rho, radius), gaps.crossed_slope(rho, np.zeros(3))
+        exact = np.stack([across, along], 1)[:, None] * np.eye(2)
+        np.testing.assert_allclose(J, exact, atol=1e-12, rtol=1e-4)
 
 
 def test_slopes_onto_a_strongly_log_concave_law_stay_below_its_width():

@@ -538,3 +538,25 @@ def test_what_an_extra_installs_is_named_where_it_is_missing(monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=r'pip install "cdelta\[report\]"'):
             use()
+
+
+def test_distances_in_standard_errors_are_of_the_distinct_entries():
+    moment = wiggle_moment(hermite, KEY, (4,), 50)
+    other = wiggle_moment(hermite, jax.random.key(99), (4,), 80)
+    n = len(moment.matrix)
+    truth = np.arange(n * n, dtype=float).reshape(n, n)
+    by_hand = [
+        (moment.matrix[i, j] - truth[i, j]) / moment.stderr[i, j]
+        for i in range(n)
+        for j in range(i, n)
+    ]
+    np.testing.assert_array_equal(moment.z_scores(truth), by_hand)
+    both = [
+        (moment.matrix[i, j] - other.matrix[i, j])
+        / np.sqrt(moment.stderr[i, j] ** 2 + other.stderr[i, j] ** 2)
+        for i in range(n)
+        for j in range(i, n)
+    ]
+    np.testing.assert_allclose(moment.z_scores(other), both, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"truth must have shape \(\d, \d\), got \(2, 2\)"):
+        moment.z_scores(np.eye(2))
