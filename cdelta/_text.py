@@ -6,6 +6,11 @@ from typing import SupportsFloat
 Number = float | int
 
 
+def percent(value: SupportsFloat, stderr: SupportsFloat | None = None) -> str:
+    """A share as a percentage, to the digits of :func:`describe`: ``12.3 ± 0.4 %``."""
+    return f"{describe(100 * float(value), 100 * float(stderr or 0))} %"
+
+
 def describe(value: SupportsFloat, stderr: SupportsFloat | None = None) -> str:
     """``value ± stderr``, rounded to two digits, or to the digits that the standard error
     leaves."""

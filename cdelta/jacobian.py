@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from cdelta import _check, _precision
+from cdelta import _check, _precision, flow
+from cdelta._pytree import as_pytree
 
 
 def finite_difference(
@@ -80,6 +81,67 @@ def values_and_jvp(
         return jax.jvp(f, (x0,), (z,))
 
     return product(probe) if probe.ndim == x0.ndim else jax.vmap(product, out_axes=(None, 0))(probe)
+
+
+def solution_and_jvp(
+    velocity: Callable[[Array, Array], Array],
+    x0: Float[ArrayLike, "*latents"],
+    probes: Float[ArrayLike, "*probes"],
+    steps: int,
+    solver: str,
+) -> tuple[Float[Array, "*latents"], Float[Array, "*probes"]]:
+    r"""End points :math:`x_1` of many latents and products :math:`J z`, as a :class:`cdelta.Flow`
+    has them in ``steps`` equal steps of a solver, for a study of how they converge.
+
+    The number of steps is an argument of the compiled program: one program serves all of them, of
+    euler, heun, midpoint and rk4 together, another all of tsit5. (A Flow is compiled for each.) It
+    serves all velocities of one structure, too: what differs between them should be arrays, as in
+    ``jax.tree_util.Partial(cdelta.mixture.velocity, source=source, target=target)``.
+
+    Shapes: ``x0`` ``[N, *shape]``, ``probes`` the same or ``[k, N, *shape]``; the results as they.
+    Raises ValueError for shapes that disagree, and for steps or a solver that a Flow refuses.
+    """
+    method = flow.Flow(velocity, solver, steps).solver  # refuses what makes no sense
+    x0, probes = _point_and_probe(x0, probes)
+    velocity, steps = as_pytree(velocity), _check.count("steps", steps)
+    if method == "tsit5":
+        return _by_single_steps(velocity, x0, probes, steps)
+    return _by_stages(velocity, x0, probes, steps, *_table(method))
+
+
+def _table(solver):
+    """How many stages, and their times and weights: of methods each of whose stages starts from
+    the slope before it alone."""
+    method = flow._METHODS[solver]
+    table = np.zeros((2, 4))
+    table[:, : len(method.c)] = method.c, method.b
+    return len(method.c), table
+
+
+@jax.jit
+def _by_stages(velocity, x0, probes, steps, stages, table):
+    times, weights = table.astype(x0.dtype)
+    velocity, h = jax.vmap(velocity, (None, 0)), jnp.asarray(1, x0.dtype) / steps
+
+    def step(k, x):
+        def stage(i, state):
+            last, total = state
+            slope = velocity((k + times[i]) * h, x + times[i] * h * last)
+            return slope, total + weights[i] * slope
+
+        return x + h * jax.lax.fori_loop(0, stages, stage, (0 * x, 0 * x))[1]
+
+    return values_and_jvp(lambda x: jax.lax.fori_loop(0, steps, step, x), x0, probes)
+
+
+@jax.jit
+def _by_single_steps(velocity, x0, probes, steps):
+    h = jnp.asarray(1, x0.dtype) / steps
+
+    def step(k, x):  # over [kh, (k + 1)h], as a flow over [0, 1]
+        return jax.vmap(flow.Flow(lambda s, y: h * velocity((k + s) * h, y), "tsit5", 1))(x)
+
+    return values_and_jvp(lambda x: jax.lax.fori_loop(0, steps, step, x), x0, probes)
 
 
 def rows(f: Callable[[Array], Array], x0: Float[ArrayLike, "*shape"]) -> Float[Array, "..."]:

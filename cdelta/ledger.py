@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from cdelta._extras import optional
-from cdelta._text import Number, describe as describe
+from cdelta._text import Number, describe as describe, percent as percent
 
 __all__ = ["ClaimError", "across", "check", "claims", "decide", "kept", "made", "read", "share"]
 
@@ -57,7 +57,7 @@ def check(
     Args:
         claim_id: a claim of ``book/claims.yml``, such as ``"T3"``.
         quantity: what was measured, in words.
-        value: a number, or an array of one element.
+        value: a number, an array of one element, or a pair (value, stderr).
         bound: the largest acceptable value, or a pair (low, high).
         stderr: the standard error of the value when it was estimated from samples.
         null: what the same measurement gives for something that should fail,
@@ -297,6 +297,12 @@ def _measured(
     if not isinstance(quantity, str) or not quantity.strip():
         raise ValueError(f"quantity must say in words what was measured, got {quantity!r}")
     low, high = _bounds(bound)
+    if isinstance(value, tuple):
+        if len(value) != 2 or stderr is not None:
+            raise ValueError(
+                f"value must be a number, or (value, stderr) and no stderr beside it, got {value}"
+            )
+        value, stderr = value
     record = {
         "claim": claim_id,
         "quantity": quantity,

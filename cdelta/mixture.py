@@ -21,8 +21,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check
 from cdelta._precision import common, one_dtype, working
-from cdelta._pytree import pytree
-from cdelta.gaussian import Gaussian, Time
+from cdelta._pytree import pytree, unchecked
+from cdelta.gaussian import Gaussian, Time, velocity as gaussian_velocity
 
 
 @pytree
@@ -149,6 +149,24 @@ def _inputs(t, source, target, **points):
         _check.shape(name, array, (source.dim,), " to fit source and target")
     dtype = jnp.result_type(source.mean, target.means, *arrays)
     return [_check.time(t).astype(dtype), *(array.astype(dtype) for array in arrays)]
+
+
+@one_dtype
+def law_at(t: Time, source: Gaussian, target: GaussianMixture) -> GaussianMixture:
+    r"""The law of :math:`x_t`, a mixture as well (T4).
+
+    .. math:: p_t = \sum_k \pi_k\, N(m_k, S_k), \qquad m_k = (1-t)\,\mu_0 + t\,\mu_k, \qquad
+              S_k = (1-t)^2\,\Sigma_0 + t^2\,\Sigma_k
+
+    Raises ValueError when source and target do not fit or ``t`` leaves [0, 1].
+    """
+    (t,) = _inputs(t, source, target)
+    return unchecked(
+        GaussianMixture,
+        target.weights,
+        (1 - t) * source.mean + t * target.means,
+        (1 - t) ** 2 * source.cov + t**2 * target.covs,
+    )
 
 
 @one_dtype
@@ -279,6 +297,44 @@ def component_jacobians(
     return jnp.swapaxes(jax.vmap(lambda root, b: cho_solve((root, True), b))(roots, rates), 1, 2)
 
 
+@one_dtype
+def component_velocities(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+) -> Float[Array, "K d"]:
+    r"""The components' own velocities, each that of a Gaussian target (T3, T6).
+
+    .. math:: v_k(t, x) = \mu_k - \mu_0 + A_k(t)\,(x - m_k)
+
+    Entry K is the velocity with the label held at K (T9), whose Jacobian is entry K of
+    :func:`component_jacobians`.
+
+    Shapes: ``x`` ``[d]``, the result ``[K, d]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
+    """
+    t, x = _inputs(t, source, target, x=x)
+    held = jax.vmap(lambda mean, cov: gaussian_velocity(t, x, source, Gaussian(mean, cov)))
+    return held(target.means, target.covs)
+
+
+@one_dtype
+def blend(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+) -> Float[Array, "d d"]:
+    r"""The components' Jacobians weighted by responsibility: the first sum of T8, what the velocity
+    would have for a Jacobian if x told nothing of the label.
+
+    .. math:: \sum_k \gamma_k(t, x)\, A_k(t)
+
+    It is neither observation (:func:`velocity_jacobian`) nor intervention
+    (:func:`component_jacobians`).
+
+    Shapes: ``x`` ``[d]``, the result ``[d, d]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
+    """
+    gamma = responsibilities(t, x, source, target)
+    return jnp.einsum("k,kij->ij", gamma, component_jacobians(t, source, target))
+
+
 def _affine_jacobians(parts: _Components):
     return jnp.swapaxes(parts.solve(parts.rates), 1, 2)
 
@@ -313,6 +369,41 @@ def affinity_bound(
     score_apart = jnp.linalg.norm(parts.score_differences, axis=1)
     gamma = parts.responsibilities
     return gamma @ apart, gamma @ (jacobians_apart + apart * score_apart)
+
+
+class Affinity(NamedTuple):
+    """Of each component: how unsure the label is, how far the field and its Jacobian are from the
+    component's, and what :func:`affinity_bound` bounds these by."""
+
+    doubt: Float[Array, " K"]
+    velocity: Float[Array, " K"]
+    jacobian: Float[Array, " K"]
+    velocity_bound: Float[Array, " K"]
+    jacobian_bound: Float[Array, " K"]
+
+
+@one_dtype
+def affinity(
+    t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture
+) -> Affinity:
+    r"""Local affinity at one point, measured and bounded (T10): :math:`1 - \gamma_k`,
+    :math:`\lVert v - v_k \rVert` and :math:`\lVert \nabla v - A_k \rVert_F`, and the two bounds of
+    :func:`affinity_bound`.
+
+    The doubt is the sum of the other responsibilities, so that it is known where it is far below
+    the rounding of 1.
+
+    Shapes: ``x`` ``[d]``, the results ``[K]``. Raises ValueError when ``x`` does not fit or ``t``
+    leaves [0, 1].
+    """
+    laws, count = (source, target), target.weights.size
+    off = velocity(t, x, *laws) - component_velocities(t, x, *laws)
+    jacobian_off = velocity_jacobian(t, x, *laws) - component_jacobians(t, *laws)
+    gamma = responsibilities(t, x, *laws)
+    doubt = jnp.stack([jnp.delete(gamma, k).sum() for k in range(count)])
+    bounds = zip(*(affinity_bound(t, x, *laws, k) for k in range(count)), strict=True)
+    lengths = jnp.linalg.norm(off, axis=1), jnp.linalg.norm(jacobian_off, axis=(1, 2))
+    return Affinity(doubt, *lengths, *map(jnp.stack, bounds))
 
 
 @one_dtype

@@ -2,7 +2,7 @@
 the training data; how far images are from those that they should be."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,13 @@ class Average(NamedTuple):
 
     value: float
     stderr: float
+
+
+class Slopes(NamedTuple):
+    """Slopes of q numbers on p numbers, and their standard errors."""
+
+    value: Float[np.ndarray, "q p"]
+    stderr: Float[np.ndarray, "q p"]
 
 
 class Change(NamedTuple):
@@ -118,6 +125,44 @@ def average(values: Float[ArrayLike, " n"]) -> Average:
     _check.finite("values", array)
     values = np.asarray(array, np.float64)
     return Average(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
+def jackknife(statistic: Callable[[np.ndarray], Any], n: int) -> tuple[Any, Any]:
+    r"""A statistic of n samples and its standard error, of the values without one of them.
+
+    .. math:: s^2 = \frac{n-1}{n} \sum_i (\theta_{(i)} - \bar\theta)^2
+
+    ``statistic`` takes the weights of the samples ``[n]``, one each, and 0 for the one left out. It
+    returns a number or an array. Raises ValueError for fewer than two samples.
+    """
+    if (n := _check.count("n", n)) < 2:
+        raise ValueError(f"n must be two samples or more, got {n}")
+    without = np.array([statistic(1 - row) for row in np.eye(n)])
+    spread = ((without - without.mean(0)) ** 2).sum(0)
+    return statistic(np.ones(n)), np.sqrt((n - 1) / n * spread)
+
+
+def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes:
+    r"""Least squares of y on x and a constant: the slopes and their standard errors, with one
+    variance of the rest for each column of y.
+
+    .. math:: y = a + B x + e, \qquad s_{ij}^2 = \hat\sigma_i^2 \bigl[(X^\top X)^{-1}\bigr]_{jj}
+
+    Raises ValueError when x and y are not equally many rows, more than p + 1, or not finite.
+    """
+    x, y = (np.asarray(_rows(name, rows), np.float64) for name, rows in (("x", x), ("y", y)))
+    if not len(x) == len(y) > x.shape[1] + 1:
+        raise ValueError(
+            f"x and y must be equally many rows, more than {x.shape[1] + 1}, got {len(x)} and "
+            f"{len(y)}"
+        )
+    design = np.column_stack([np.ones(len(x)), x])
+    inverse_gram = np.linalg.inv(design.T @ design)
+    coefficients = inverse_gram @ design.T @ y
+    rest = y - design @ coefficients
+    variance = (rest**2).sum(0) / (len(design) - design.shape[1])
+    stderr = np.sqrt(np.outer(variance, np.diag(inverse_gram)[1:]))
+    return Slopes(coefficients[1:].T, stderr)
 
 
 def pixel_error(

@@ -140,3 +140,70 @@ def test_errors_of_a_ratio_of_independent_moments_are_the_delta_methods():
     relative = [m.stderr[1, 1] / m.matrix[1, 1] for m in (first, second)]
     assert value == first.matrix[1, 1] / second.matrix[1, 1]
     assert error == pytest.approx(value * math.hypot(*relative), rel=0.02)
+
+
+def bent(x):
+    """Two features of each of the points, in single precision, with second derivatives."""
+    return np.stack([x[:, 0] ** 2, 3 * x[:, 0] * x[:, 1]], 1).astype(np.float32)
+
+
+def test_second_differences_are_the_bend_where_they_are_wide():
+    rng = np.random.default_rng(0)
+    x, z = rng.standard_normal((2, 6, 2))
+    h = np.array([2.0, 4.0, 8.0])
+    found = _diagnostics.second_differences(bent, x, z, h)
+    exact = (2 * z[:, 0] ** 2) ** 2 + (6 * z[:, 0] * z[:, 1]) ** 2
+    np.testing.assert_allclose(found, h[:, None] ** 4 * exact, rtol=1e-4)
+
+
+def test_roundings_are_those_of_a_difference():
+    """Of a bent map whose two values are rounded to multiples of u as if at random: u²/12 each, two
+    of them in a first difference. Where roundings coincide at the smallest steps, the reading near
+    the best step does not follow, and the bend is not in it."""
+    unit = 2.0**-20
+
+    def rounded(x):
+        values = x @ np.array([[1.0, 0.3], [0.2, -1.7]])
+        values[:, 0] += x[:, 0] ** 2 / 2
+        return np.round(values / unit) * unit
+
+    rng = np.random.default_rng(1)
+    x, z = rng.standard_normal((2, 4000, 2))
+    bend = z[:, 0] ** 4
+    expected = 2 * 2 * unit**2 / 12
+    smallest, read = _diagnostics.roundings(rounded, x, z, bend, 2.0 ** -np.arange(13, 17))
+    np.testing.assert_allclose([smallest.mean(), read.mean()], expected, rtol=0.03)
+    # steps within a unit leave less
+    smallest, read = _diagnostics.roundings(rounded, x, z, bend, 2.0 ** -np.arange(21, 25))
+    assert smallest.mean() < 0.7 * expected
+    np.testing.assert_allclose(read.mean(), expected, rtol=0.03)
+
+
+def test_branches_of_the_theorem_cross_where_it_says():
+    """Of errors that obey it; with rounding four times as large as it was said to be, or a bend
+    four times as small, at twice of ε*, with a larger bend at half of it."""
+    e, d = 2.0 ** -np.arange(2, 23), 2.0 ** -np.arange(6, 33)
+    bend, sigma, fine = 3.0, 1e-7, 1e-16
+
+    def seen(more=1.0, bent=1.0):
+        def law(e, sigma):
+            return np.hypot(e * bent * bend / 2, sigma / e)
+
+        return _diagnostics.branches(
+            _diagnostics.Sweep(e, law(e, more * sigma), sigma),
+            _diagnostics.Sweep(d, law(d, fine), fine),
+            bend,
+        )
+
+    right = seen()
+    assert right.best == math.sqrt(2 * sigma / bend)
+    np.testing.assert_allclose(right[:4], [1, 1, -1, 1], rtol=0, atol=3e-3)
+    assert seen(more=4.0).crossing == pytest.approx(2, rel=3e-3) and seen(more=4.0).ratio > 1.5
+    assert seen(bent=4.0).crossing == pytest.approx(0.5, rel=0.03)
+    assert seen(bent=0.25).crossing == pytest.approx(2, rel=3e-3) and seen(bent=0.25).ratio < 0.9
+
+
+def test_means_and_powers_on_a_log_scale():
+    assert _diagnostics.geometric_mean(np.array([1.0, 4.0, 16.0])) == pytest.approx(4)
+    x = np.array([1.0, 2.0, 5.0])
+    assert _diagnostics.power(x, 7 * x**-2.5) == pytest.approx(-2.5)

@@ -1,12 +1,14 @@
 """Products of Jacobians against matrices known by hand, against each other, and against the two
 error regimes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cdelta import jacobian
+from cdelta import Flow, jacobian
 
 MATRIX = jax.random.normal(jax.random.key(0), (4, 6))
 X0 = jax.random.normal(jax.random.key(1), (2, 3))
@@ -176,3 +178,54 @@ def test_a_straight_line_is_off_first_where_it_is_off_first():
 def test_reach_refuses(unchecked, arguments, message):
     with pytest.raises(ValueError, match=message):
         jacobian.reach(lambda x: x, *arguments)
+
+
+def swirl(t, x):
+    return jnp.sin(3 * t + x[::-1]) * jnp.array([1.0, 2.0])
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "rk4", "tsit5"])
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_solutions_in_any_number_of_steps_are_those_of_a_flow(solver, steps):
+    x0 = jax.random.normal(jax.random.key(3), (5, 2))
+    probes = jax.random.normal(jax.random.key(4), (3, 5, 2))
+    x1, products = jacobian.solution_and_jvp(swirl, x0, probes, steps, solver)
+    flow = jax.vmap(Flow(swirl, solver, steps))
+    np.testing.assert_allclose(x1, flow(x0), rtol=0, atol=2e-14)
+    expected = jacobian.jvp(flow, x0, probes)
+    np.testing.assert_allclose(products, expected, rtol=0, atol=2e-14)
+    one = jacobian.solution_and_jvp(swirl, x0, probes[1], steps, solver)[1]
+    np.testing.assert_allclose(one, expected[1], rtol=0, atol=2e-14)
+
+
+def test_one_program_solves_in_any_number_of_steps():
+    """Of four solvers, and of every velocity of one structure."""
+
+    def decay(rate, t, x):
+        return -rate * x
+
+    x0 = probes = jnp.ones((4, 2))
+    programs = jacobian._by_stages._cache_size()
+    for rate, (steps, solver) in enumerate(
+        [(2, "euler"), (5, "euler"), (5, "rk4"), (9, "midpoint"), (3, "heun")], 1
+    ):
+        velocity = jax.tree_util.Partial(decay, jnp.asarray(float(rate)))
+        x1, _ = jacobian.solution_and_jvp(velocity, x0, probes, steps, solver)
+        order = {"euler": 1, "rk4": 4}.get(solver, 2)
+        factor = sum((-rate / steps) ** k / math.factorial(k) for k in range(order + 1))
+        np.testing.assert_allclose(x1, factor**steps, rtol=1e-13)
+    assert jacobian._by_stages._cache_size() == programs + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "rk5"}, "solver must be one of"),
+        ({"steps": 0}, "steps must be a positive"),
+        ({"probes": jnp.ones((3, 2))}, "probe must have x0's shape"),
+    ],
+)
+def test_solutions_that_make_no_sense_are_refused(options, message):
+    given = {"x0": jnp.ones((4, 2)), "probes": jnp.ones((4, 2)), "steps": 2, "solver": "heun"}
+    with pytest.raises(ValueError, match=message):
+        jacobian.solution_and_jvp(swirl, **{**given, **options})

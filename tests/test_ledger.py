@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from cdelta import ledger
+from cdelta import ledger, quality
 
 
 @pytest.fixture
@@ -322,3 +322,22 @@ def test_importing_the_ledger_is_light():
     code = f"import sys, cdelta.ledger; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_share_as_a_percentage():
+    assert ledger.percent(0.1234, 0.0056) == "12.34 ± 0.56 %"
+    assert ledger.percent(np.float32(0.5)) == "50 %"
+
+
+def test_a_value_with_its_error_in_one(tmp_path, monkeypatch):
+    """As figures.quote and a null take it; what an average returns is such a pair."""
+    monkeypatch.setenv("CDELTA_LEDGER", str(tmp_path / "lines"))
+    pair = quality.average(np.array([1.0, 2.0, 4.0, 5.0]))
+    ledger.check("T1", "mean", pair, (2, 4))
+    ledger.check("T1", "mean", pair.value, (2, 4), stderr=pair.stderr)
+    assert ledger.decide("T1", "mean", (2.5, 0.4), 3) == "undecided"
+    first, second, third = ledger.lines(tmp_path / "lines")
+    assert first == second and (third["value"], third["stderr"]) == (2.5, 0.4)
+    for value, stderr in (((1.0, 0.1), 0.1), ((1.0, 0.1, 0.1), None), ((1.0,), None)):
+        with pytest.raises(ValueError, match="no stderr beside it"):
+            ledger.check("T1", "mean", value, 2, stderr=stderr)

@@ -124,6 +124,45 @@ def test_component_jacobians_are_those_of_the_gaussian_flows(t):
         )
 
 
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("d", DIMS)
+def test_the_law_on_the_way_is_a_mixture(t, d):
+    """Its density, by scipy, is the path's; and at the ends it is the source and the target."""
+    source, target = laws.pair_mixture(40 + d, d)
+    law = mixture.law_at(t, source, target)
+    parts = list(zip(law.weights, law.means, law.covs, strict=True))
+    for x in points(d):
+        density = sum(w * scipy.stats.multivariate_normal(m, c).pdf(x) for w, m, c in parts)
+        np.testing.assert_allclose(
+            np.log(density), mixture.log_density(t, x, source, target), rtol=0, atol=1e-11
+        )
+    if t in (0, 1):
+        whole = target if t else source
+        np.testing.assert_allclose(law.mean, whole.mean, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(law.cov, whole.cov, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_velocities_with_the_label_held_and_their_blends(t):
+    """Their mean by responsibility is T6; their Jacobians are A_k; and T8 is the blend of these and
+    what the label adds."""
+    source, target = laws.pair_mixture(37, 3)
+    for x in points(3):
+        velocities = mixture.component_velocities(t, x, source, target)
+        gamma = mixture.responsibilities(t, x, source, target)
+        whole = mixture.velocity(t, x, source, target)
+        np.testing.assert_allclose(gamma @ velocities, whole, rtol=0, atol=1e-12)
+        held = jax.jacfwd(mixture.component_velocities, 1)(t, x, source, target)
+        jacobians = mixture.component_jacobians(t, source, target)
+        np.testing.assert_allclose(held, jacobians, rtol=0, atol=1e-12)
+        blend = mixture.blend(t, x, source, target)
+        by_hand = sum(weight * matrix for weight, matrix in zip(gamma, jacobians, strict=True))
+        np.testing.assert_allclose(blend, by_hand, rtol=0, atol=1e-13)
+        gradients = mixture.responsibility_gradients(t, x, source, target)
+        label = mixture.velocity_jacobian(t, x, source, target) - velocities.T @ gradients
+        np.testing.assert_allclose(blend, label, rtol=0, atol=1e-11)
+
+
 def test_holding_the_label_is_regression_within_the_component():
     source, target = laws.pair_mixture(32, 2)
     t, n = 0.55, 100_000
@@ -183,6 +222,29 @@ def test_the_table_of_jacobians_under_intervention_and_observation(t):
         assert apart.min(1).max() > 0.1
     else:
         np.testing.assert_allclose(apart, 0, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+def test_affinity_is_what_is_measured_beside_its_bounds(t):
+    source, target = laws.pair_mixture(38, 3)
+    for x in points(3):
+        found = mixture.affinity(t, x, source, target)
+        gamma = mixture.responsibilities(t, x, source, target)
+        np.testing.assert_allclose(found.doubt, 1 - gamma, rtol=0, atol=1e-15)
+        jacobian = jax.jacfwd(mixture.velocity, 1)(t, x, source, target)
+        for k in range(3):
+            held = Gaussian(target.means[k], target.covs[k])
+            off = mixture.velocity(t, x, source, target) - gaussian.velocity(t, x, source, held)
+            matrix = jacobian - gaussian.velocity_jacobian(t, source, held)
+            sizes = found.velocity[k], found.jacobian[k]
+            expected = np.linalg.norm(off), np.sqrt((matrix**2).sum())
+            np.testing.assert_allclose(sizes, expected, rtol=1e-9, atol=1e-12)
+            bounds = mixture.affinity_bound(t, x, source, target, k)
+            assert (found.velocity_bound[k], found.jacobian_bound[k]) == bounds
+    # the doubt is known below the rounding of 1
+    parted = GaussianMixture(target.weights, 6 * target.means, target.covs)
+    middle = mixture.law_at(0.7, source, parted).means[0]
+    assert 0 < mixture.affinity(0.7, middle, source, parted).doubt[0] < 1e-30
 
 
 def test_endpoints():

@@ -47,6 +47,7 @@ CASES = {
     "gaussian.bend": (gaussian.bend, *PAIR),
     "gaussian.transport_map": (gaussian.transport_map, T, X, *PAIR),
     "gaussian.transport_jacobian": (gaussian.transport_jacobian, T, *PAIR),
+    "mixture.law_at": (mixture.law_at, T, *BLEND),
     "mixture.log_density": (mixture.log_density, T, X, *BLEND),
     "mixture.responsibilities": (mixture.responsibilities, T, X, *BLEND),
     "mixture.responsibility_gradients": (mixture.responsibility_gradients, T, X, *BLEND),
@@ -54,6 +55,9 @@ CASES = {
     "mixture.velocity_jacobian": (mixture.velocity_jacobian, T, X, *BLEND),
     "mixture.velocity_jvp": (mixture.velocity_jvp, T, X, PROBE, *BLEND),
     "mixture.component_jacobians": (mixture.component_jacobians, T, *BLEND),
+    "mixture.component_velocities": (mixture.component_velocities, T, X, *BLEND),
+    "mixture.blend": (mixture.blend, T, X, *BLEND),
+    "mixture.affinity": (mixture.affinity, T, X, *BLEND),
     "mixture.affinity_bound": (mixture.affinity_bound, T, X, *BLEND, 1),
     "mixture.affinity_on_ball": (mixture.affinity_on_ball, T, 0.5, *BLEND, 1),
     **{

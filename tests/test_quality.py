@@ -135,6 +135,42 @@ def test_the_mean_and_its_error():
     assert found.value == 3 and found.stderr == pytest.approx(np.sqrt(10 / 3 / 4))
 
 
+def test_leaving_one_out_gives_the_error_of_a_mean_and_of_a_ratio():
+    x, y = RNG.normal(size=(2, 50)) + 5
+    value, stderr = quality.jackknife(lambda w: np.array([x @ w, y @ w]) / w.sum(), 50)
+    np.testing.assert_allclose(value, [x.mean(), y.mean()])
+    np.testing.assert_allclose(stderr, [quality.average(x).stderr, quality.average(y).stderr])
+    # of a ratio: how far it scatters
+    draws = RNG.normal(size=(400, 2, 50)) + 5
+    found = [quality.jackknife(lambda w, p=p: p[0] @ w / (p[1] @ w), 50) for p in draws]
+    values, stderrs = np.transpose(found)
+    assert abs(stderrs.mean() / values.std() - 1) < 0.1
+    with pytest.raises(ValueError, match="n must be two"):
+        quality.jackknife(np.sum, 1)
+
+
+def test_slopes_and_their_errors():
+    """Those of least squares; over many samples they are right, and err as they are said to."""
+    true = np.array([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0]])
+    scores = []
+    for _ in range(300):
+        x = RNG.normal(size=(40, 2)) @ [[1.0, 0.4], [0.0, 1.0]] + 3
+        y = 7 + x @ true.T + RNG.normal(size=(40, 3)) * [0.1, 1.0, 2.0]
+        found = quality.regression(x, y)
+        scores.append((found.value - true) / found.stderr)
+    design = np.column_stack([np.ones(40), x])
+    np.testing.assert_allclose(found.value.T, np.linalg.lstsq(design, y)[0][1:], rtol=1e-10)
+    assert np.abs(np.mean(scores, 0)).max() < 0.25
+    # Student's t of 37 degrees of freedom
+    np.testing.assert_allclose(np.std(scores, 0), np.sqrt(37 / 35), rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize(("n", "m"), [(40, 41), (3, 3)])
+def test_too_few_rows_for_slopes_are_refused(n, m, unchecked):
+    with pytest.raises(ValueError, match=f"equally many rows, more than 3, got {n} and {m}"):
+        quality.regression(RNG.normal(size=(n, 2)), RNG.normal(size=(m, 1)))
+
+
 def test_pixels_as_a_share_of_their_span():
     x = RNG.uniform(-1, 1, size=(3, 4, 5, 2))
     y = x.copy()

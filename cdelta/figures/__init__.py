@@ -15,6 +15,7 @@ from cdelta.figures.page import quote, show, table, tex
 from cdelta.figures.plots import (
     arrows,
     blocks,
+    circles,
     colorbar,
     dots,
     ellipse,
@@ -56,6 +57,7 @@ __all__ = [
     "Layer",
     "arrows",
     "blocks",
+    "circles",
     "colorbar",
     "dots",
     "ellipse",

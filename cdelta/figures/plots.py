@@ -194,6 +194,17 @@ def ellipse_points(
     return np.asarray(mean, dtype=float)[..., None, :] + circle @ np.swapaxes(root, -1, -2)
 
 
+def circles(centres: ArrayLike, matrices: ArrayLike) -> np.ndarray:
+    """Unit circles after linear maps, as the frames of a layer of "ellipses": ``[..., 3, 2]``, each
+    a centre and the matrix's two columns. ``centres`` is ``[..., 2]``, ``matrices``
+    ``[..., 2, 2]``; one may stand for many of the other."""
+    halves = np.swapaxes(np.asarray(matrices, dtype=float), -1, -2)
+    centres = np.asarray(centres, dtype=float)[..., None, :]
+    lead = np.broadcast_shapes(centres.shape[:-2], halves.shape[:-2])
+    parts = (np.broadcast_to(part, (*lead, *part.shape[-2:])) for part in (centres, halves))
+    return np.concatenate(list(parts), axis=-2)
+
+
 def ellipse(
     ax: Axes, mean: ArrayLike, cov: ArrayLike, nsigma: float | int = 2.0, **options: Any
 ) -> Polygon:

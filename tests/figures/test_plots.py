@@ -79,6 +79,22 @@ def test_blocks_cover_a_mask_once():
         figures.blocks(np.ones(3))
 
 
+def test_circles_are_a_centre_and_the_columns_of_a_matrix():
+    """With a root of a covariance: the ellipse that is drawn of it."""
+    cov = np.array([[2.0, 0.6], [0.6, 0.5]])
+    centre, *halves = figures.circles([1.0, -1.0], 2 * np.linalg.cholesky(cov))
+    turn = np.linspace(0, 2 * np.pi, 7)
+    curve = centre + np.outer(np.cos(turn), halves[0]) + np.outer(np.sin(turn), halves[1])
+    off = curve - [1.0, -1.0]
+    np.testing.assert_allclose(
+        np.einsum("ni,ij,nj->n", off, np.linalg.inv(cov), off), 4, rtol=0, atol=1e-12
+    )
+    matrices = np.arange(24.0).reshape(3, 2, 2, 2)
+    many = figures.circles(np.array([[0.0, 0.0], [5.0, 6.0]]), matrices)
+    assert many.shape == (3, 2, 3, 2) and many[2, 1, 0].tolist() == [5, 6]
+    assert many[2, 1, 1].tolist() == [20, 22]  # a column
+
+
 def test_panels_have_letters_beside_their_titles():
     fig, axes = plt.subplots(1, 3)
     axes[1].set_title("a title")
