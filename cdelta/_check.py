@@ -42,6 +42,17 @@ def finite(name: str, array: jax.Array) -> None:
         )
 
 
+def vector(name: str, f: Any, shape: tuple[int, ...], dtype: Any) -> int:
+    """How many features the function ``f`` of one latent gives; anything but a vector is
+    refused."""
+    out = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, dtype))
+    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
+        raise ValueError(
+            f"{name} must return a vector of features [n] for a latent of shape {shape}"
+        )
+    return out.size
+
+
 def shape(name: str, array: jax.Array, expected: tuple[int, ...], because: str = "") -> None:
     """Refuse an array of another shape."""
     if array.shape != expected:

@@ -51,11 +51,7 @@ def observe(f: Features, latents: Float[ArrayLike, "N ..."], batch: int = 8) -> 
     if latents.ndim < 2 or not len(latents):
         raise ValueError(f"latents must have shape [N, *shape], got {latents.shape}")
     f = as_pytree(f)
-    out = jax.eval_shape(f, jax.ShapeDtypeStruct(latents.shape[1:], latents.dtype))
-    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
-        raise ValueError(
-            f"f must return a vector of features [n] for a latent of shape {latents.shape[1:]}"
-        )
+    _check.vector("f", f, latents.shape[1:], latents.dtype)
     parts = [_seen(f, latents[i : i + batch]) for i in range(0, len(latents), batch)]
     values, grams = (np.concatenate(part).astype(np.float64) for part in zip(*parts, strict=True))
     for name, array in (("f's values", values), ("f's gradients", grams)):
@@ -250,12 +246,25 @@ def _average(
 
 
 def _covariance(values: np.ndarray, weights: np.ndarray, kind: str) -> Moment:
-    """The weighted covariance about the weighted mean, of each replicate about its own."""
+    r"""The weighted covariance about the weighted mean, of each replicate about its own, over
+    :math:`1 - \sum w^2 / (\sum w)^2`: n - 1 instead of n where n latents count alike."""
     n = values.shape[1]
     centred = values - weights @ values / weights.sum()
     # with a feature 1 beside them the mean is a covariance, and to hold that feature takes it out
     beside = np.concatenate([centred, np.ones((len(values), 1))], 1)
     moment = _average(beside[:, :, None] * beside[:, None, :], weights)
-    effective = float(weights.sum() ** 2 / (weights**2).sum())
     moment = moment.partial(n).select(range(n))
-    return dataclasses.replace(moment, effective_samples=effective, kind=kind)
+    total, squares = weights.sum(), (weights**2).sum()
+    blocks = len(Sums.zero(n + 1).count)
+    groups = [weights[block::blocks] for block in range(blocks)]
+    left = np.array([(total - g.sum(), squares - (g**2).sum()) for g in groups if (g > 0).any()])
+    with np.errstate(divide="ignore", invalid="ignore"):  # of one latent there is no variance
+        free = 1 - left[:, 1] / left[:, 0] ** 2
+        replicates = moment.replicates / free[:, None, None]
+    return dataclasses.replace(
+        moment,
+        matrix=moment.matrix / (1 - squares / total**2),
+        replicates=replicates,
+        effective_samples=float(total**2 / squares),
+        kind=kind,
+    )

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from cdelta import _check, jacobian, training
+from cdelta._stream import power_of_two
 from cdelta.flow import Flow
 
 
@@ -29,11 +30,13 @@ def overlap(rows: Float[ArrayLike, "n ..."]) -> Float[Array, ""]:
     rows = _check.as_float("rows", rows)
     if rows.ndim < 2 or len(rows) < 2:
         raise ValueError(f"rows must hold at least two gradients [n, *shape], got {rows.shape}")
-    flat = rows.reshape(len(rows), -1)
-    gram = flat @ flat.T
-    squares = jnp.diagonal(gram)
-    cosines = gram**2 / jnp.maximum(jnp.outer(squares, squares), jnp.finfo(gram.dtype).tiny)
-    n = len(rows)
+    n, flat = len(rows), rows.reshape(len(rows), -1)
+    # each in units of its size first, so that its square stays in range; a row of zeros is divided
+    # by 1, so that the derivative is finite as well
+    flat = flat / power_of_two(jax.lax.stop_gradient(jnp.abs(flat).max(1)))[:, None]
+    squares = (flat**2).sum(1)
+    flat = flat / jnp.sqrt(jnp.where(squares > 0, squares, 1))[:, None]
+    cosines = jnp.matmul(flat, flat.T, precision="highest") ** 2
     return (cosines.sum() - jnp.trace(cosines)) / (n * (n - 1))
 
 
@@ -93,30 +96,46 @@ def along(
     r"""The latent on a straight line at which feature k has the value ``to``:
     :math:`x_0 + s\,u`, at the smallest :math:`|s|` that has it.
 
-    The line is looked at ``points`` times in :math:`|s| \le \text{reach}` lengths of ``direction``,
-    and a crossing is refined by halving its interval. Shapes: x0's. NaN where the value is not met.
+    The line is looked at ``points`` times in :math:`|s| \le \text{reach}` lengths of ``direction``;
+    on either side of x0 the nearest interval with a crossing is halved. Shapes: x0's. NaN where the
+    value is not met: no crossing, or one at a jump or a pole, where no value near ``to`` is taken.
     The straight latent direction of common practice, beside :func:`cdelta.causal.follow` and
-    :func:`cdelta.causal.steer`. Raises ValueError when shapes disagree or k is out of range.
+    :func:`cdelta.causal.steer`. Raises ValueError when shapes disagree, k is out of range, ``to``
+    is no scalar, or f gives no vector.
     """
     x0, direction = _check.as_float("x0", x0), _check.as_float("direction", direction)
     _check.shape("direction", direction, x0.shape, " of x0")
-    k = _check.index("k", k, jax.eval_shape(f, x0).size)
+    k = _check.index("k", k, _check.vector("f", f, x0.shape, x0.dtype))
+    to = _check.as_float("to", to)
+    _check.shape("to", to, ())
     s = jnp.linspace(-float(reach), float(reach), _check.count("points", points)).astype(x0.dtype)
 
     def excess(s: Array) -> Array:
-        return f(x0 + s * direction)[k] - to
+        value = f(x0 + s * direction)[k]
+        return value - to.astype(value.dtype)
 
     values = jax.vmap(excess)(s)
-    crossed = values[1:] * values[:-1] <= 0
-    middle = jnp.where(crossed, jnp.abs(s[1:] + s[:-1]), jnp.inf)
-    i = middle.argmin()
-    low, high, at_low, at_high = s[i], s[i + 1], values[i], values[i + 1]
+    # signs, as a product of two small numbers would be zero
+    crossed = jnp.sign(values[1:]) * jnp.sign(values[:-1]) <= 0
+    rounding = 64 * jnp.finfo(values.dtype).eps * (jnp.nanmax(jnp.abs(values)) + jnp.abs(to))
+
+    def crossing(side: Array) -> tuple[Array, Array]:
+        """Where the value is met on one side, and whether it is."""
+        distance = jnp.where(crossed & side, jnp.abs(s[1:] + s[:-1]), jnp.inf)
+        i = distance.argmin()
+        ends = s[i], s[i + 1], values[i], values[i + 1]
+        low, high, at_low, at_high = jax.lax.fori_loop(0, 20, narrow, ends)
+        gap = at_high - at_low
+        place = low - at_low * (high - low) / jnp.where(gap == 0, 1, gap)
+        # what is left is compared with the interval's values before it was halved
+        left, before = jnp.abs(excess(place)), jnp.abs(values[i]) + jnp.abs(values[i + 1])
+        return place, (distance[i] < jnp.inf) & (left <= before / 64 + rounding)
 
     def narrow(_: Any, ends: tuple[Array, ...]) -> tuple[Array, ...]:
         low, high, at_low, at_high = ends
         middle = (low + high) / 2
         at = excess(middle)
-        left = at_low * at <= 0  # the crossing is in the left half
+        left = jnp.sign(at_low) * jnp.sign(at) <= 0  # the crossing is in the left half
         return (
             jnp.where(left, low, middle),
             jnp.where(left, middle, high),
@@ -124,7 +143,6 @@ def along(
             jnp.where(left, at, at_high),
         )
 
-    low, high, at_low, at_high = jax.lax.fori_loop(0, 12, narrow, (low, high, at_low, at_high))
-    gap = at_high - at_low
-    place = low - at_low * (high - low) / jnp.where(gap == 0, 1, gap)
-    return jnp.where(crossed.any(), x0 + place * direction, jnp.nan)
+    places, met = jax.vmap(crossing)(jnp.stack([s[:-1] < 0, s[1:] > 0]))
+    place = places[jnp.where(met, jnp.abs(places), jnp.inf).argmin()]
+    return jnp.where(met.any(), x0 + place * direction, jnp.nan)

@@ -11,6 +11,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from cdelta import _check
 
+_BLOCK = 1024  # rows of data that are taken in double at a time
+
 
 class Distance(NamedTuple):
     """A distance and its standard error over random directions."""
@@ -65,11 +67,16 @@ def sliced_wasserstein(
     Raises ValueError for empty sets, samples of different shapes, values that are not finite, or
     ``directions`` < 2.
     """
+    # said here, for those who have told JAX to promote nothing by itself
+    dtype = np.promote_types(_check.as_single("x", x).dtype, _check.as_single("y", y).dtype)
     x, y = _pair("x", x, "y", y)
     directions = _check.count("directions", directions)
     if directions < 2:
         raise ValueError(f"directions must be at least 2, for a standard error, got {directions}")
-    theta = jax.random.normal(key, (x.shape[1], directions), x.dtype)
+    theta = jax.random.normal(key, (x.shape[1], directions), dtype)
+    # a distance does not know where zero is, and rounding does
+    middle = y.mean(0, dtype=np.float64)
+    x, y = (jnp.asarray(z - middle, dtype) for z in (x, y))
     squared = np.asarray(_squared_slices(x, y, theta), np.float64)
     value = np.sqrt(squared.mean())
     stderr = squared.std(ddof=1) / np.sqrt(directions) / (2 * value) if value > 0 else 0.0
@@ -91,8 +98,8 @@ def _squared_slices(x: Array, y: Array, theta: Array) -> Array:
 def nearest(
     x: Float[ArrayLike, "n ..."], data: Float[ArrayLike, "m ..."], batch: int = 256
 ) -> Neighbours:
-    """The nearest row of ``data`` for each sample of ``x``, in batches of ``batch`` samples
-    (``batch`` × m numbers).
+    """The nearest row of ``data`` for each sample of ``x``, in double precision,
+    ``batch`` samples and a thousand rows at a time.
 
     A generator that memorises puts its samples much nearer to its training data than held-out
     samples lie to them.
@@ -101,17 +108,24 @@ def nearest(
     """
     x, data = _pair("x", x, "data", data)
     batch = _check.count("batch", batch)
-    parts = [_nearest(x[i : i + batch], data) for i in range(0, len(x), batch)]
-    distances, indices = (list(map(np.asarray, column)) for column in zip(*parts, strict=True))
-    return Neighbours(np.concatenate(distances), np.concatenate(indices))
-
-
-@jax.jit
-def _nearest(x: Array, data: Array) -> tuple[Array, Array]:
-    # |x - y|² = |x|² + |y|² - 2 x·y finds the row; the distance is then taken from the difference,
-    # free of cancellation
-    indices = jnp.argmin((data**2).sum(1) - 2 * jnp.matmul(x, data.T, precision="highest"), axis=1)
-    return jnp.linalg.norm(x - data[indices], axis=1), indices
+    # |x - y|² = |x|² + |y|² - 2 x·y finds the row, from the middle of the data and in double, or
+    # the squares would hide small distances; the distance is then taken from the difference
+    middle = data.mean(0, dtype=np.float64)
+    least, indices = np.full(len(x), np.inf), np.zeros(len(x), int)
+    for first in range(0, len(data), _BLOCK):  # of which alone a copy is made
+        rows = data[first : first + _BLOCK] - middle
+        squares = (rows**2).sum(1)
+        for i in range(0, len(x), batch):
+            some = slice(i, i + batch)
+            apart = squares - 2 * (x[some] - middle) @ rows.T
+            nearer = apart.min(1) < least[some]
+            least[some] = np.where(nearer, apart.min(1), least[some])
+            indices[some] = np.where(nearer, first + apart.argmin(1), indices[some])
+    distances = [
+        np.linalg.norm(one.astype(np.float64) - data[row])
+        for one, row in zip(x, indices, strict=True)
+    ]
+    return Neighbours(np.array(distances), indices)
 
 
 def average(values: Float[ArrayLike, " n"]) -> Average:
@@ -119,11 +133,9 @@ def average(values: Float[ArrayLike, " n"]) -> Average:
 
     Raises ValueError for fewer than two values, or values that are not finite.
     """
-    array = _check.as_float("values", values)
-    if array.ndim != 1 or len(array) < 2:
-        raise ValueError(f"values must be two or more numbers, got shape {array.shape}")
-    _check.finite("values", array)
-    values = np.asarray(array, np.float64)
+    values = _host("values", values).astype(np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"values must be two or more numbers, got shape {values.shape}")
     return Average(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
@@ -176,10 +188,10 @@ def pixel_error(
     """
     if not span > 0:
         raise ValueError(f"span must be positive, got {span}")
-    x, y = _pair("x", x, "y", y)
+    x, y = (side.astype(np.float64) for side in _pair("x", x, "y", y))
     if len(x) != len(y):
         raise ValueError(f"x and y must be equally many images, got {len(x)} and {len(y)}")
-    return np.asarray(jnp.abs(x - y).mean(1), np.float64) / span
+    return np.abs(x - y).mean(1) / span
 
 
 def composition(
@@ -222,7 +234,7 @@ def change(
             "before, after and truth must be equally many images, got "
             f"{len(start)}, {len(after)} and {len(truth)}"
         )
-    start, after, truth = (np.asarray(part, np.float64) for part in (start, after, truth))
+    start, after, truth = (part.astype(np.float64) for part in (start, after, truth))
     wanted, made = truth - start, after - start
     size = (wanted**2).sum(1)
     if not size.all():
@@ -232,24 +244,29 @@ def change(
     return Change(share, np.sqrt((rest**2).sum(1) / size))
 
 
-def _pair(name: str, x: ArrayLike, other: str, y: ArrayLike) -> tuple[Array, Array]:
-    """Both sets as rows ``[n, d]`` of one dtype."""
+def _pair(name: str, x: ArrayLike, other: str, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets as rows ``[n, d]`` on the host."""
     x, y = _rows(name, x), _rows(other, y)
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"{name} and {other} must hold samples of one shape, got {x.shape} and {y.shape} "
             f"(flattened)"
         )
-    # said here, for those who have told JAX to promote nothing by itself
-    dtype = np.promote_types(x.dtype, y.dtype)
-    return x.astype(dtype), y.astype(dtype)
+    return x, y
 
 
-def _rows(name: str, samples: ArrayLike) -> Array:
-    samples = _check.as_single(name, samples)
+def _rows(name: str, samples: ArrayLike) -> np.ndarray:
+    samples = _host(name, samples)
     if samples.ndim < 2 or samples.size == 0:
         raise ValueError(
             f"{name} must hold samples along its first axis, got shape {samples.shape}"
         )
-    _check.finite(name, samples)
     return samples.reshape(len(samples), -1)
+
+
+def _host(name: str, values: ArrayLike) -> np.ndarray:
+    """Finite real numbers on the host, in the precision that they have."""
+    _check.finite(name, _check.as_float(name, values))
+    # read once more, as jax has rounded what is not its own; half precision is single from here on
+    array = np.asarray(values)
+    return array if array.dtype.itemsize > 2 else array.astype(np.float32)

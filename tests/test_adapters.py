@@ -207,6 +207,35 @@ def test_single_and_half_precision(dtype, bound):
     assert np.abs(np.asarray(out, float) - exact(GAUSS)(0.5, X)).max() < bound
 
 
+def test_a_schedule_may_end_a_rounding_below_zero():
+    """cos(π/2) is -4e-8 in single precision, jax's default: a schedule like any other."""
+
+    def alpha(s):
+        return jnp.cos(jnp.pi * s / 2)
+
+    def sigma(s):
+        return jnp.sin(jnp.pi * s / 2)
+
+    with jax.enable_x64(False):
+        assert alpha(jnp.asarray(1.0)) < 0
+        schedule = adapters.continuous(alpha, sigma)
+        assert (float(schedule.first), float(schedule.last)) == (0.0, 1.0)
+        for kind in KINDS:
+            predict = model(kind, GAUSS, lambda s: (alpha(s), sigma(s)), expected_of_one)
+            v = getattr(adapters, f"from_{kind}")(predict, schedule)
+            times, x = jnp.asarray([0.1, 0.3, 0.7, 0.95]), jnp.asarray(X, jnp.float32)
+            found, slope = jax.vmap(
+                lambda t, v=v, x=x: jax.jvp(lambda t: v(t, x), (t,), (jnp.ones_like(t),))
+            )(times)
+            right, rise = jax.vmap(
+                lambda t, x=x: jax.jvp(lambda t: exact(GAUSS)(t, x), (t,), (jnp.ones_like(t),))
+            )(times)
+            np.testing.assert_allclose(found, right, rtol=0, atol=1e-5, err_msg=kind)
+            np.testing.assert_allclose(slope, rise, rtol=0, atol=1e-3, err_msg=kind)
+        with pytest.raises(ValueError, match=r"alpha must be .* not neg"):
+            adapters.continuous(lambda s: alpha(s) - 1e-5, sigma)
+
+
 def test_a_flow_of_a_diffusion_model_makes_its_data():
     """Trajectories are those of the closed form, and their Jacobians, both ways."""
     v = adapters.from_x0(

@@ -10,6 +10,7 @@ import scipy.stats
 
 from cdelta import conditioning, dependence, jacobian
 from cdelta.conditioning import (
+    Observed,
     keep_flat,
     keep_samples,
     keep_wiggles,
@@ -64,7 +65,7 @@ def test_a_strip_of_no_width_and_of_all_the_line():
 
 def test_in_a_linear_model_only_kept_wiggles_lose_a_correlation():
     seen = observe(linear, normal(5000))
-    whole = np.cov(seen.values.T, bias=True)
+    whole = np.cov(seen.values.T)
     gram = np.asarray(B @ B.T)
     regressed = np.outer(gram[:, 2], gram[2]) / gram[2, 2]
     for threshold in (0.5, 2.0, 10.0):
@@ -161,6 +162,26 @@ def test_in_a_linear_model_the_coefficient_is_in_closed_form():
     gram = np.asarray(B @ B.T)
     found = sensitivity(observe(linear, normal(7)), 2).value
     np.testing.assert_allclose(found, np.outer(gram[:, 2], gram[2]) / gram[2, 2] ** 2 / 3)
+
+
+def test_a_covariance_of_kept_samples_has_the_factor_of_a_samples_covariance():
+    r"""1 / (n - 1), and with weights that of :math:`1 - \sum w^2 / (\sum w)^2`."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3, 5))
+    seen = Observed(rng.normal(size=(40, 3)), rows @ rows.swapaxes(1, 2))
+    lengths = np.sqrt(seen.grams[:, 1, 1])
+    limit = np.median(lengths)
+    kept = dependence.sample_moment(seen.values[lengths < limit])
+    found = keep_flat(seen, 1, limit)
+    np.testing.assert_allclose(found.matrix, kept.matrix, rtol=1e-12)
+    whole, plain = keep_flat(seen, 1, np.inf), dependence.sample_moment(seen.values)
+    np.testing.assert_allclose(whole.matrix, plain.matrix, rtol=1e-12)
+    np.testing.assert_allclose(whole.stderr, plain.stderr, rtol=1e-10)
+    two = keep_flat(seen, 1, np.sort(lengths)[2])
+    pair = seen.values[np.argsort(lengths)[:2]]
+    np.testing.assert_allclose(two.matrix, np.cov(pair.T), rtol=1e-12)
+    weighed = np.cov(seen.values.T, aweights=strip(0.3 / lengths)[0])
+    np.testing.assert_allclose(keep_samples(seen, 1, 0.3).matrix, weighed, rtol=1e-12)
 
 
 def test_flat_latents_are_left_out_of_the_limit_and_kept_by_every_threshold():

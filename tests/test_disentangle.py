@@ -31,6 +31,52 @@ def test_overlap_is_the_mean_squared_cosine():
     np.testing.assert_allclose(overlap(jnp.eye(3).at[0].set(0)), 0, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("size", [1e-25, 1e-6, 1e6, 1e25])
+def test_an_overlap_and_its_gradient_do_not_know_the_unit(size, dtype):
+    rows = jax.random.normal(KEY, (3, 5), dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    units = jnp.asarray([size, 1.0, size**0.5], dtype)[:, None]
+    np.testing.assert_allclose(overlap(rows * units), overlap(rows), rtol=20 * eps)
+    slope, moved = (jax.grad(overlap)(rows * unit) * unit for unit in (1, units))
+    np.testing.assert_allclose(moved, slope, rtol=0, atol=20 * eps)
+    # the slope is that of the mean squared cosine, by differences in double
+    flat, step = np.asarray(rows, np.float64), np.random.default_rng(0).normal(size=(3, 5))
+
+    def mean(rows):
+        unit = rows / np.linalg.norm(rows, axis=1)[:, None]
+        return ((unit @ unit.T)[np.triu_indices(3, 1)] ** 2).mean()
+
+    difference = (mean(flat + 1e-5 * step) - mean(flat - 1e-5 * step)) / 2e-5
+    np.testing.assert_allclose((slope * step).sum(), difference, rtol=1e-8 + 200 * eps)
+
+
+def test_a_gradient_of_zeros_is_orthogonal_to_all_and_pulls_at_none():
+    """A readout that is flat at a latent, as a relu is at half of them."""
+    rows = jax.random.normal(KEY, (3, 5)).at[0].set(0)
+    np.testing.assert_allclose(overlap(rows), overlap(rows[1:]) / 3, rtol=1e-12)
+    slope = jax.grad(overlap)(rows)
+    np.testing.assert_allclose(slope[1:], jax.grad(overlap)(rows[1:]) / 3, rtol=1e-12)
+    np.testing.assert_array_equal(slope[0], 0)
+
+    network = networks.MLP(2, width=8, layers=1, rngs=nnx.Rngs(0))
+    objective = OrthogonalGradients(
+        lambda x: jnp.stack([jax.nn.relu(x[0]), x[1], x[0] + x[1]]), latents=16, steps=2
+    )
+    x1 = jax.random.normal(KEY, (16, 2))
+    graph, state = nnx.split(network)
+    slopes = jax.grad(lambda state: objective(nnx.merge(graph, state), KEY, x1))(state)
+    plain = jax.grad(lambda state: training.loss(nnx.merge(graph, state), KEY, x1))(state)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert (
+        max(
+            float(jnp.abs(a - b).max())
+            for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(plain), strict=True)
+        )
+        > 1e-3
+    )  # and the penalty pulls
+
+
 def test_the_objective_is_matching_and_weighed_overlap():
     network = networks.MLP(2, width=8, layers=1, rngs=nnx.Rngs(0))
     x1 = jax.random.normal(KEY, (16, 2))
@@ -80,6 +126,47 @@ def test_a_straight_line_to_a_value_ends_at_the_nearest_place_that_has_it():
     np.testing.assert_allclose(many[:, 0], [-1, 2], atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_of_two_places_in_the_first_intervals_the_nearer_one_is_taken(side):
+    """The intervals on either side of x0 are equally far; the places in them are not."""
+
+    def f(x):
+        return jnp.stack([(side * x[0] + 0.09) * (side * x[0] - 0.04)])
+
+    np.testing.assert_allclose(
+        along(f, jnp.zeros(1), jnp.ones(1), 0, 0.0), [side * 0.04], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "to"),
+    [
+        (lambda x: jnp.where(x > 0.3, 1.0, 0.0), 0.5),  # a jump
+        (lambda x: 1 / (x - 1.03), 0.0),  # a pole
+        (lambda x: 1e-20 * jnp.exp(0.1 * x), -1e-20),  # none, and products of values underflow
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_value_that_is_not_taken_is_not_met(f, to, dtype):
+    assert jnp.isnan(along(f, jnp.zeros(1, dtype), jnp.ones(1, dtype), 0, to)).all()
+
+
+def test_a_value_is_met_in_any_unit():
+    """Products of values this small are zero, and every interval would seem to have a crossing."""
+    line = along(
+        lambda x: 1e-25 * (x - 3), jnp.zeros(1, jnp.float32), jnp.ones(1, jnp.float32), 0, 0
+    )
+    np.testing.assert_allclose(line, [3], rtol=0, atol=1e-5)
+
+
+def test_a_steep_step_is_met_on_its_slope():
+    def f(x):
+        return 1e-3 * jnp.tanh(2e3 * (x - 0.3))
+
+    found = along(f, jnp.zeros(1), jnp.ones(1), 0, 5e-4)
+    np.testing.assert_allclose(found, 0.3 + np.arctanh(0.5) / 2e3, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -88,6 +175,8 @@ def test_a_straight_line_to_a_value_ends_at_the_nearest_place_that_has_it():
         (lambda: OrthogonalGradients(readout, latents=0), "latents must be a positive integer"),
         (lambda: along(readout, jnp.zeros(2), jnp.zeros(3), 0, 1.0), "direction must have shape"),
         (lambda: along(readout, jnp.zeros(2), jnp.ones(2), 2, 1.0), "k must be an index in 0, "),
+        (lambda: along(readout, jnp.zeros(2), jnp.ones(2), 0, [1.0]), r"to must have shape \(\)"),
+        (lambda: along(lambda x: {"a": x[0]}, [0.0], [1.0], 0, 1.0), "f must return a vector"),
     ],
 )
 def test_bad_input_is_refused(unchecked, call, message):

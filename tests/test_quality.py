@@ -78,6 +78,38 @@ def test_a_copy_is_its_own_neighbour_at_distance_zero():
     np.testing.assert_array_equal(found.distances, 0)
 
 
+@pytest.mark.parametrize("offset", [100, 1e4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_neighbour_does_not_depend_on_where_zero_is(offset, dtype):
+    """Data far from zero, and two clouds far apart: squares of a thousand in single precision
+    would hide what is nearer than .1."""
+    data = RNG.normal(size=(2500, 2)) + offset * np.arange(2500)[:, None] % (3 * offset)
+    data = (offset + data).astype(dtype)
+    x = data[::40] + RNG.normal(size=(63, 2)).astype(dtype) / 1000
+    apart = np.sqrt(((x[:, None].astype(np.float64) - data) ** 2).sum(2))
+    for samples, rows in ((x, data), (jnp.asarray(x), jnp.asarray(data))):
+        found = quality.nearest(samples, rows, batch=50)
+        np.testing.assert_array_equal(found.indices, apart.argmin(1))
+        np.testing.assert_allclose(found.distances, apart.min(1), rtol=1e-12)
+    y = (offset + RNG.normal(size=(400, 2))).astype(dtype)
+    here = [(z.astype(np.float64) - offset).astype(dtype) for z in (data[:400], y)]
+    there, value = (quality.sliced_wasserstein(*z, KEY).value for z in ((data[:400], y), here))
+    assert there == pytest.approx(value, rel=20 * float(np.finfo(dtype).eps))
+
+
+def test_double_precision_of_the_host_is_kept_where_that_of_jax_is_single():
+    values = 1e8 + np.arange(4.0)
+    before, after, truth = (1e6 + np.full((2, 3), part) for part in (0.0, 0.01, 0.02))
+    with jax.enable_x64(False):
+        found = quality.average(values)
+        share = quality.change(before, after, truth).share
+        errors = quality.pixel_error(before, truth)
+    assert found.value == 1e8 + 1.5
+    assert found.stderr == pytest.approx(np.sqrt(5 / 3 / 4), rel=1e-7)
+    np.testing.assert_allclose(share, 0.5, rtol=1e-7)
+    np.testing.assert_allclose(errors, 0.01, rtol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_measured_in_single(dtype):
     """What is rounded are the samples, not weights of 1/n or distances."""
@@ -85,7 +117,6 @@ def test_half_precision_is_measured_in_single(dtype):
     single = [z.astype(jnp.float32) for z in (x, y)]
     assert quality.sliced_wasserstein(x, y, KEY) == quality.sliced_wasserstein(*single, KEY)
     half, expected = quality.nearest(x, y), quality.nearest(*single)
-    assert half.distances.dtype == np.float32
     np.testing.assert_array_equal(half.distances, expected.distances)
     np.testing.assert_array_equal(half.indices, expected.indices)
 

@@ -93,10 +93,7 @@ def _looked_at(f: Callable, x0: ArrayLike) -> tuple[Callable, Array, int]:
     x0 = _check.as_float("x0", x0)
     _check.finite("x0", x0)
     f = as_pytree(f)
-    out = jax.eval_shape(f, jax.ShapeDtypeStruct(x0.shape, x0.dtype))
-    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
-        raise ValueError(f"f must return a vector of features [n] for a latent of shape {x0.shape}")
-    return f, x0, out.size
+    return f, x0, _check.vector("f", f, x0.shape, x0.dtype)
 
 
 def _walked(
@@ -160,9 +157,12 @@ def _walk(
         throw=False,
     )
     x = solution.ys[0]
-    values = f(x)[chosen].astype(x0.dtype)
-    # a path can jump over what it cannot pass: it counts by where it ends
-    scale = jnp.abs(change) + jnp.abs(to) + 1
+    values, rows = jacobian.values_and_rows(lambda x: f(x)[chosen], x)
+    values, rows = values.astype(x0.dtype), rows.astype(x0.dtype)
+    # a path can jump over what it cannot pass: it counts by where it ends. The solver's error in
+    # the latent is rtol (1 + |x|) a number; what that makes of a feature is in the feature's unit
+    latent = jnp.linalg.norm((rows * (1 + jnp.abs(x))).reshape(len(features), -1), axis=1)
+    scale = jnp.abs(change) + jnp.abs(to) + latent
     arrived = (jnp.abs(values - to) <= 100 * rtol * scale).all()
     fine = arrived & (solution.result == diffrax.RESULTS.successful)
     return jnp.where(fine, x, jnp.nan), jnp.where(fine, values, jnp.nan)

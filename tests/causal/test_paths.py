@@ -125,6 +125,26 @@ def test_a_path_counts_by_where_it_ends():
         causal.steer(f, jnp.zeros(2), {0: 3.0})
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e9])
+def test_where_a_path_ends_is_judged_in_the_features_unit(unit):
+    def jumps(x):
+        return unit * jnp.stack([x[0] + jnp.where(x[0] > 0, 10.0, 0.0), x[1]])
+
+    x = jnp.array([-0.5, 0.6])
+    ways = (
+        lambda to: causal.steer(jumps, x, {0: unit * to}),
+        lambda to: causal.follow(jumps, x, 0, [0], unit * to),
+    )
+    for way in ways:
+        np.testing.assert_allclose(way(-0.2), [-0.2, 0.6], rtol=0, atol=1e-6)
+        with pytest.raises(ValueError, match="cannot be brought to"):
+            way(5.0)
+    # a feature that is asked to stay at zero, beside one that moves
+    still = causal.steer(lambda x: unit * jnp.stack([x[0] * x[1], x[1]]), jnp.array([0.0, 0.6]),
+                         {0: 0.0, 1: 3.0 * unit})  # fmt: skip
+    np.testing.assert_allclose(still, [0, 3], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
