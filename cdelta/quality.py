@@ -162,19 +162,18 @@ def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes
 
     Raises ValueError when x and y are not equally many rows, more than p + 1, or not finite.
     """
-    x, y = (np.asarray(_rows(name, rows), np.float64) for name, rows in (("x", x), ("y", y)))
+    x, y = (_rows(name, rows).astype(np.float64) for name, rows in (("x", x), ("y", y)))
     if not len(x) == len(y) > x.shape[1] + 1:
         raise ValueError(
             f"x and y must be equally many rows, more than {x.shape[1] + 1}, got {len(x)} and "
             f"{len(y)}"
         )
-    design = np.column_stack([np.ones(len(x)), x])
-    inverse_gram = np.linalg.inv(design.T @ design)
-    coefficients = inverse_gram @ design.T @ y
-    rest = y - design @ coefficients
-    variance = (rest**2).sum(0) / (len(design) - design.shape[1])
-    stderr = np.sqrt(np.outer(variance, np.diag(inverse_gram)[1:]))
-    return Slopes(coefficients[1:].T, stderr)
+    x, y = x - x.mean(0), y - y.mean(0)  # the constant's part
+    basis, triangle = np.linalg.qr(x)
+    slopes = np.linalg.solve(triangle, basis.T @ y)
+    variance = ((y - x @ slopes) ** 2).sum(0) / (len(x) - x.shape[1] - 1)
+    inverse = np.linalg.solve(triangle, np.eye(len(triangle)))  # (X^T X)^-1 = R^-1 R^-T
+    return Slopes(slopes.T, np.sqrt(np.outer(variance, (inverse**2).sum(1))))
 
 
 def pixel_error(

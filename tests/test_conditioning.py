@@ -180,6 +180,8 @@ def test_a_covariance_of_kept_samples_has_the_factor_of_a_samples_covariance():
     two = keep_flat(seen, 1, np.sort(lengths)[2])
     pair = seen.values[np.argsort(lengths)[:2]]
     np.testing.assert_allclose(two.matrix, np.cov(pair.T), rtol=1e-12)
+    far = keep_flat(seen._replace(values=seen.values + 1e6), 1, limit)
+    np.testing.assert_allclose(far.matrix, kept.matrix, rtol=0, atol=1e-8)
     weighed = np.cov(seen.values.T, aweights=strip(0.3 / lengths)[0])
     np.testing.assert_allclose(keep_samples(seen, 1, 0.3).matrix, weighed, rtol=1e-12)
 
