@@ -35,6 +35,21 @@ class Slopes(NamedTuple):
     stderr: Float[np.ndarray, "q p"]
 
 
+class Median(NamedTuple):
+    """A median over samples and its standard error."""
+
+    value: float
+    stderr: float
+
+
+class Concentration(NamedTuple):
+    """How far a few samples carry a sum: as how many equal ones all of them count, and the share
+    that the largest have."""
+
+    effective: float
+    top: float
+
+
 class Change(NamedTuple):
     """Of each image: the share of a true change that was made, and the size of what else changed,
     over the size of the true change."""
@@ -133,9 +148,7 @@ def average(values: Float[ArrayLike, " n"]) -> Average:
 
     Raises ValueError for fewer than two values, or values that are not finite.
     """
-    values = _host("values", values).astype(np.float64)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"values must be two or more numbers, got shape {values.shape}")
+    values = _two_or_more(values)
     return Average(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
@@ -174,6 +187,45 @@ def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes
     variance = ((y - x @ slopes) ** 2).sum(0) / (len(x) - x.shape[1] - 1)
     inverse = np.linalg.solve(triangle, np.eye(len(triangle)))  # (X^T X)^-1 = R^-1 R^-T
     return Slopes(slopes.T, np.sqrt(np.outer(variance, (inverse**2).sum(1))))
+
+
+def median(values: Float[ArrayLike, " n"], repeats: int = 500) -> Median:
+    """The median of independent values and its standard error, by the bootstrap: the spread of the
+    medians of ``repeats`` draws with replacement.
+
+    Raises ValueError for fewer than two values, or values that are not finite.
+    """
+    values = _two_or_more(values)
+    draws = np.random.default_rng(0).choice(values, (_check.count("repeats", repeats), len(values)))
+    return Median(float(np.median(values)), float(np.median(draws, axis=1).std()))
+
+
+def concentration(weights: Float[ArrayLike, " n"], top: float = 0.01) -> Concentration:
+    r"""How far a few samples carry the sum of what each adds, ``weights`` :math:`w_s \ge 0`: as how
+    many equal ones they count, :math:`(\sum_s w_s)^2 / \sum_s w_s^2` (Kish), and what share of the
+    sum the largest ones have, a ``top`` share of all in number (one at least).
+
+    Raises ValueError for fewer than two weights, one that is negative or not finite, a sum that is
+    0, or a share outside (0, 1].
+    """
+    if not 0 < top <= 1:
+        raise ValueError(f"top must be a share in (0, 1], got {top}")
+    weights = _two_or_more(weights, "weights")
+    total = weights.sum()
+    if weights.min() < 0 or not total > 0:
+        raise ValueError(
+            f"weights must not be negative and their sum not 0, got {weights.min():.3g} to "
+            f"{weights.max():.3g}"
+        )
+    largest = np.sort(weights)[-max(1, int(round(top * len(weights), 9))) :]
+    return Concentration(float(total**2 / (weights**2).sum()), float(largest.sum() / total))
+
+
+def _two_or_more(values: ArrayLike, name: str = "values") -> np.ndarray:
+    array = _host(name, values).astype(np.float64)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"{name} must be two or more numbers, got shape {array.shape}")
+    return array
 
 
 def pixel_error(

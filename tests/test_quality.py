@@ -259,3 +259,41 @@ def test_composition_counts_what_a_cycle_adds():
 def test_refusals_of_errors_of_images(call, message, unchecked):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_median_has_the_error_that_repeated_draws_have():
+    draws = RNG.exponential(size=(200, 300))
+    found = np.array([quality.median(row) for row in draws])
+    np.testing.assert_allclose(found[:, 0], np.median(draws, axis=1))
+    assert 0.85 < found[:, 1].mean() / found[:, 0].std() < 1.15
+    # of a large sample of a law with density f: 1 / (2 f √n), and f = 1/2 at the median of this one
+    assert found[:, 1].mean() == pytest.approx(1 / np.sqrt(300), rel=0.15)
+
+
+def test_concentration_counts_equal_samples_and_finds_the_largest():
+    assert quality.concentration(np.full(200, 3.0)) == (200, pytest.approx(0.01))
+    # k equal ones and nothing else
+    assert quality.concentration(np.repeat([2.0, 0.0], [5, 295]))[0] == 5
+    weights = RNG.permutation(np.repeat([1.0, 100.0], [297, 3]))
+    effective, top = quality.concentration(weights)
+    assert effective == pytest.approx(597**2 / (297 + 30_000))
+    assert top == pytest.approx(300 / 597)
+    assert quality.concentration(weights, 0.5).top == pytest.approx((300 + 147) / 597)
+    assert quality.concentration(np.arange(5.0), 1e-6).top == 0.4  # one at least
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("weights", "top", "message"),
+    [
+        ([1.0], 0.01, "weights must be two or more"),
+        ([1.0, -1.0], 0.01, "weights must not be negative"),
+        ([0.0, 0.0], 0.01, "their sum not 0"),
+        ([1.0, np.nan], 0.01, "weights"),
+        ([1.0, 2.0], 0.0, "top must be a share"),
+        ([1.0, 2.0], 1.5, "top must be a share"),
+    ],
+)
+def test_weights_that_say_nothing_are_refused(weights, top, message):
+    with pytest.raises(ValueError, match=message):
+        quality.concentration(np.array(weights), top)

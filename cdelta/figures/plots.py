@@ -96,6 +96,42 @@ def matrix(
     return image
 
 
+def correlations(
+    axes: Any,
+    panels: Mapping[str, ArrayLike],
+    labels: Sequence[str],
+    *,
+    limit: float | int = 1.0,
+    outer: bool = True,
+    fontsize: float | int = SMALLEST,
+) -> AxesImage:
+    """Matrices of correlations (by title) beside one another, one to each of the axes, on one
+    scale: as :func:`matrix` without numbers, and without the diagonals, which say nothing.
+
+    ``labels`` name the features, upright below where they are words; ``outer``: only at the left of
+    the first column and below the last row. ``fontsize`` is the titles'. What is undefined (a
+    feature held) is left empty. Returns the last image, for a colour bar. Raises ValueError for
+    more panels than axes, and where a matrix has not a row and a column for each label.
+    """
+    axes, n = np.ravel(axes), len(labels)
+    if not 0 < len(panels) <= len(axes):
+        raise ValueError(f"panels must be 1 to {len(axes)}, one for each axes, got {len(panels)}")
+    for ax, (title, values) in zip(axes, panels.items(), strict=False):
+        values = np.array(values, dtype=float)
+        if values.shape != (n, n):
+            raise ValueError(
+                f"panels must be matrices of the {n} features, got {values.shape} in {title!r}"
+            )
+        np.fill_diagonal(values, 0)
+        image = matrix(ax, np.nan_to_num(values), limit=limit, numbers=False)
+        place, upright = ax.get_subplotspec(), max(map(len, labels)) > 2
+        below, beside = (not outer or end for end in (place.is_last_row(), place.is_first_col()))
+        ax.set_title(title, fontsize=fontsize)
+        ax.set_xticks(range(n), labels if below else [], rotation=90 if upright else 0)
+        ax.set_yticks(range(n), labels if beside else [])
+    return image
+
+
 def _ticks(labels: Sequence[str] | None, count: int) -> tuple[list[int], list[str]]:
     named = labels is not None and len(labels) == count
     return (list(range(count)), list(labels)) if named else ([], [])
@@ -135,6 +171,35 @@ def images(
         if titles is not None:
             ax.set_title(titles[number])
     return image
+
+
+def sheet(
+    ax: Axes,
+    stack: ArrayLike,
+    columns: int = 8,
+    title: str | None = None,
+    *,
+    gap: int = 2,
+    limits: tuple[Any, Any] = (-1, 1),
+) -> AxesImage:
+    """Many images ``[n, height, width]`` as one picture, ``columns`` in a row, on one scale of
+    grey, with ``gap`` pixels of the page between them.
+
+    ``limits``: values of black and white. Raises ValueError when the stack holds no images.
+    """
+    stack = np.asarray(stack, dtype=float)
+    if stack.ndim != 3 or not len(stack) or columns < 1:
+        raise ValueError(
+            "stack must be [n, height, width] with n > 0, in one column or more, "
+            f"got shape {stack.shape} in {columns}"
+        )
+    missing = -len(stack) % columns
+    stack = np.pad(stack, ((0, missing), (0, gap), (0, gap)), constant_values=np.nan)
+    n, height, width = stack.shape
+    rows = stack.reshape(n // columns, columns, height, width).swapaxes(1, 2)
+    page = rows.reshape(n // columns * height, columns * width)
+    whole = page[: len(page) - gap, : page.shape[1] - gap]
+    return images([ax], whole[None], None if title is None else [title], limits=limits)
 
 
 def blocks(mask: ArrayLike) -> np.ndarray:

@@ -141,3 +141,76 @@ def test_dots_that_do_not_fit_are_refused(rows, options, message):
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match=message):
         figures.dots(ax, rows, **options)
+
+
+def test_a_sheet_has_every_image_at_its_place():
+    _, ax = plt.subplots()
+    stack = np.random.default_rng(0).uniform(-1, 1, size=(5, 3, 4))
+    image = figures.sheet(ax, stack, 2, title="five", gap=1)
+    page = np.asarray(image.get_array().filled(np.nan))
+    assert page.shape == (3 * 3 + 2, 2 * 4 + 1) and image.get_clim() == (-1, 1)
+    for number, picture in enumerate(stack):
+        top, left = number // 2 * 4, number % 2 * 5
+        np.testing.assert_array_equal(page[top : top + 3, left : left + 4], picture)
+    assert np.isnan(page[3]).all() and np.isnan(page[:, 4]).all() and np.isnan(page[8:, 5:]).all()
+    assert np.isfinite(page).sum() == stack.size
+    assert ax.get_title() == "five"
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("stack", "columns"), [(np.ones((2, 2)), 1), (np.ones((0, 2, 2)), 1), (np.ones((1, 2, 2)), 0)]
+)
+def test_a_sheet_needs_images(stack, columns):
+    with pytest.raises(ValueError, match="stack must be"):
+        figures.sheet(plt.subplots()[1], stack, columns)
+
+
+def labels_of(ax):
+    return [
+        [tick.get_text() for tick in ticks if tick.get_text()]
+        for ticks in (ax.get_xticklabels(), ax.get_yticklabels())
+    ]
+
+
+def test_correlations_stand_on_one_scale_without_their_diagonals():
+    _, axes = plt.subplots(2, 2)
+    matrices = {
+        name: np.full((2, 2), value)
+        for name, value in zip("abcd", (1.0, -0.5, np.nan, 0.2), strict=True)
+    }
+    image = figures.correlations(axes, matrices, ["ink", "width"], limit=0.7)
+    values = [np.asarray(ax.get_images()[0].get_array()) for ax in axes.flat]
+    np.testing.assert_array_equal(values[0], [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(values[2], np.zeros((2, 2)))
+    assert {ax.get_images()[0].get_clim() for ax in axes.flat} == {(-0.7, 0.7)}
+    assert [ax.get_title() for ax in axes.flat] == list("abcd") and image is axes[
+        1, 1
+    ].get_images()[0]
+    names = ["ink", "width"]
+    assert [labels_of(ax) for ax in axes.flat] == [
+        [[], names],
+        [[], []],
+        [names, names],
+        [names, []],
+    ]
+    assert axes[1, 0].get_xticklabels()[0].get_rotation() == 90
+    assert matrices["a"][0, 0] == 1  # the caller's stays what it was
+    _, axes = plt.subplots(1, 2)
+    figures.correlations(axes, dict.fromkeys("ab", np.eye(2)), ["0", "1"], outer=False)
+    assert [labels_of(ax) for ax in axes] == [[["0", "1"]] * 2] * 2
+    assert axes[0].get_xticklabels()[0].get_rotation() == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("panels", "message"),
+    [
+        ({}, "panels must be 1 to 1"),
+        ({"a": np.eye(3)}, "matrices of the 2 features"),
+        (dict.fromkeys("ab", np.eye(2)), "panels must be 1 to 1"),
+    ],
+)
+def test_correlations_need_a_panel_for_each(panels, message):
+    with pytest.raises(ValueError, match=message):
+        figures.correlations(plt.subplots()[1], panels, ["a", "b"])
