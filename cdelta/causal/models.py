@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
@@ -444,10 +445,17 @@ class _NoSuchFeature(KeyError):
 
 class _Before(dict):
     """The features before an equation's: a KeyError of the equation's own is not taken for one of
-    these."""
+    these. A pytree as any dict, for equations that JAX's transformations are in."""
 
     def __missing__(self, name: Any) -> Array:
         raise _NoSuchFeature(name)
+
+
+jax.tree_util.register_pytree_with_keys(
+    _Before,
+    lambda x: (tuple((jax.tree_util.DictKey(name), value) for name, value in x.items()), tuple(x)),
+    lambda names, values: _Before(zip(names, values, strict=True)),
+)
 
 
 def _enters(equation: Equation, before: Mapping[str, Array]) -> list[bool]:
@@ -458,15 +466,8 @@ def _enters(equation: Equation, before: Mapping[str, Array]) -> list[bool]:
         return jnp.asarray(equation(_Before(zip(before, values, strict=True)), e))
 
     jaxpr = jax.make_jaxpr(of_values)(jnp.zeros(()), *values).jaxpr
-    needed = set(filter(_is_variable, jaxpr.outvars))
-    for step in reversed(jaxpr.eqns):
-        if needed.intersection(step.outvars):
-            needed.update(filter(_is_variable, step.invars))
-    return [variable in needed for variable in jaxpr.invars[1:]]
-
-
-def _is_variable(atom: Any) -> bool:
-    return not hasattr(atom, "val")  # a literal has its value
+    # also through the programs inside, as of an equation that is jitted
+    return dce_jaxpr(jaxpr, [True])[1][1:]
 
 
 @contextlib.contextmanager
@@ -574,17 +575,37 @@ def _search(
     root = jnp.where(constant, 0, (first + last) / 2)
     flat = (last - first > 1 / 4) & ~constant
 
-    # It must give x back to rounding and to what half the noise's digits move the equation: beside
-    # the root, not across it, where it may jump. A constant has half the digits of its value.
-    offsets = jnp.array([0, -2, -1, 1, 2], x.dtype)
-    value, *beside = jax.vmap(of)(root + offsets * eps**0.5 * jnp.maximum(1, jnp.abs(root)))
-    moved = jnp.abs(jnp.stack([beside[1] - beside[0], beside[3] - beside[2]]))
-    sizes = jnp.abs(x) + jnp.abs(value)
-    half = jnp.where(constant, info.eps**0.5 * jnp.abs(x), jnp.nanmax(moved))
-    parents = jnp.max(jnp.abs(jnp.stack([jnp.zeros_like(x), *before.values()])))
-    near = jnp.abs(value - x) <= 8 * eps * (sizes + parents) + half
+    # It must give x back to rounding, of its own and of each cause, and to what half the noise's
+    # digits move the equation: beside the root, not across it, where it may jump. A constant has
+    # half the digits of its value.
+    offsets = jnp.array([-2, -1, 1, 2], x.dtype)
+    beside = jax.vmap(of)(root + offsets * eps**0.5 * jnp.maximum(1, jnp.abs(root)))
+    half = jnp.where(constant, info.eps**0.5 * jnp.abs(x), jnp.nanmax(_moved(beside)))
+    value, rounding = of(root), _rounding_of_causes(equation, before, root, 8 * eps * offsets)
+    near = jnp.abs(value - x) <= 8 * eps * (jnp.abs(x) + jnp.abs(value)) + rounding + half
     within = jnp.abs(root) < NOISE_BOUND * (1 - 4 * info.eps)
     return root, constant, ~(rises & falls | flat), near & within
+
+
+def _moved(beside: Float[Array, "4 ..."]) -> Float[Array, "2 ..."]:
+    """How far an equation moves on either side of a place, from two values on each."""
+    return jnp.abs(jnp.stack([beside[1] - beside[0], beside[3] - beside[2]]))
+
+
+def _rounding_of_causes(
+    equation: Equation, before: Mapping[str, Array], e: Array, offsets: Float[Array, "4"]
+) -> Array:
+    """How far rounding of the features before it moves an equation: each by these relative offsets,
+    the movements added; 0 of one that it does not depend on, however large."""
+    if not before:
+        return jnp.zeros_like(e)
+    causes = jnp.stack(list(before.values()))
+    moved = causes * (1 + offsets[:, None, None] * jnp.eye(len(causes), dtype=e.dtype))
+
+    def of(causes: Array) -> Array:
+        return _evaluate(equation, dict(zip(before, causes, strict=True)), e)
+
+    return jnp.nansum(jnp.nanmax(_moved(jax.vmap(jax.vmap(of))(moved)), 0))
 
 
 def _scalar(name: str, value: Any) -> Float[Array, ""]:

@@ -219,6 +219,65 @@ def test_noises_that_are_not_to_be_had(kind):
     np.testing.assert_array_equal(jax.vmap(model.noises)(x[None]), [[0.5, np.nan]])
 
 
+@pytest.mark.parametrize("size", [1.0, 1e12])
+def test_a_large_feature_excuses_no_other(size):
+    """Neither one that is no cause, nor a cause by more than its rounding moves its effect."""
+    model = SCM(
+        {
+            "a": lambda x, e: size * e,
+            "b": lambda x, e: e,
+            "c": lambda x, e: e + 10 * (e > 0),
+            "d": lambda x, e: x["a"] / size + e + 10 * (e > 0),
+        }
+    )
+    good = jnp.array([size, 1, 11, 12], jnp.float32)
+    np.testing.assert_allclose(model.do("b", 1.0).noises(good), [1, 0, 1, 1], atol=4e-6)
+    for at, value in ((2, 5.0), (3, 6.0)):
+        with pytest.raises(ValueError, match=rf"the equations can take.*\{{'{'abcd'[at]}': "):
+            model.noises(good.at[at].set(value))
+    with pytest.raises(ValueError, match=r"must agree with the values .*\{'b': 5.0"):
+        model.do("b", 1.0).noises(good.at[1].set(5.0))
+
+
+def test_the_rounding_of_a_cause_is_allowed_for():
+    """By as much as it moves the effect: half precision has stored both."""
+    model = SCM({"a": lambda x, e: e, "b": lambda x, e: 30 * x["a"] - 29 * x["a"]})
+    x = jnp.array([1.7, 1.7], jnp.bfloat16)
+    np.testing.assert_allclose(model.noises(x)[1], 0)
+    steep = SCM({"a": lambda x, e: e, "b": lambda x, e: 30 * (x["a"] - 1.7) + jnp.abs(e) * 0})
+    np.testing.assert_allclose(steep.noises(jnp.array([1.7, 0.0], jnp.bfloat16))[1], 0)
+    with pytest.raises(ValueError, match=r"\{'b': 5.0"):
+        steep.noises(jnp.array([1.7, 5.0], jnp.bfloat16))
+
+
+def test_equations_may_hold_transformations():
+    """Of the features before them as of any dict; and the graph is that of what is inside."""
+    plain = {
+        "a": lambda x, e: e,
+        "b": lambda x, e: jnp.abs(x["a"]) + e,
+        "c": lambda x, e: 2 * x["b"] + e,
+        "d": lambda x, e: x["a"] + x["b"] + x["c"] + e,
+        "e": lambda x, e: jnp.sin(x["d"]) + 3 * e,
+    }
+    transformed = {
+        "a": jax.jit(plain["a"]),
+        "b": lambda x, e: jax.lax.cond(x["a"] > 0, lambda x: x["a"], lambda x: -x["a"], x) + e,
+        "c": jax.jit(plain["c"]),
+        "d": lambda x, e: sum(jax.tree.leaves(jax.tree.map(lambda value: 1 * value, x))) + e,
+        "e": jax.checkpoint(plain["e"]),
+    }
+    one, other = SCM(plain), SCM(transformed)
+    noise = jnp.array([-0.5, 1.0, 0.3, -1.2, 0.7])
+    np.testing.assert_allclose(other(noise), one(noise), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(other.noises(one(noise)), noise, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(other.jacobian(noise), one.jacobian(noise), rtol=0, atol=1e-14)
+    np.testing.assert_array_equal(other.graph, one.graph)
+    late = SCM({"a": jax.jit(lambda x, e: x["b"] + e), "b": lambda x, e: e})
+    for ask in (lambda: late(jnp.zeros(2)), lambda: late.graph):
+        with pytest.raises(ValueError, match="equation of 'a' asks for 'b'"):
+            ask()
+
+
 def test_abduction_has_the_derivatives_of_the_inverse():
     """First and second, in x and through causes, against the inverse by hand; none of a
     constant."""
