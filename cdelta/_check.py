@@ -33,6 +33,21 @@ def as_float(name: str, value: Any) -> jax.Array:
     raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
 
 
+def as_double(name: str, value: Any) -> np.ndarray:
+    """``value`` on the host in double precision, also where jax's is single: there :func:`as_float`
+    rounds NumPy's doubles, and with them all that is small beside a mean."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array of numbers, got {type(value).__name__}"
+        ) from error
+    # bfloat16 is a number to jax, an unknown kind to numpy
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.kind in "iu"):
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    return array.astype(np.float64)
+
+
 def finite(name: str, array: jax.Array) -> None:
     """Refuse NaN and infinity."""
     if concrete(array) and not np.isfinite(np.asarray(array)).all():

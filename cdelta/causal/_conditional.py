@@ -76,7 +76,7 @@ def spreads(out: Float[Array, "... 2"]) -> Float[Array, "..."]:
 
 def play(node: Nodes, z: Float[Array, " n"], noise: Float[Array, ""], steps: int) -> Array:
     """The value of one feature (standardised) that a noise makes, given the features before it."""
-    residual, _ = _solved(node, z, noise, steps, 0.0, 1.0)
+    residual, _ = solved(node, z, noise, steps, 0.0, 1.0)
     out = network(node.affine, causes(node.parents, z))
     left = residual * jnp.exp(spreads(out)) + out[0]
     return _predicted(node, z) + node.spread * left
@@ -88,7 +88,7 @@ def noise(node: Nodes, z: Float[Array, " n"], steps: int) -> tuple[Array, Array]
     left = (jnp.sum(node.own * z) - _predicted(node, z)) / node.spread
     out = network(node.affine, causes(node.parents, z))
     residual, log_scale = standardised(left, out)
-    found, stretched = _solved(node, z, residual, steps, 1.0, 0.0)
+    found, stretched = solved(node, z, residual, steps, 1.0, 0.0)
     return found, stretched - log_scale - jnp.log(node.spread) - jnp.log(node.scale)
 
 
@@ -96,7 +96,7 @@ def _predicted(node: Nodes, z: Array) -> Array:
     return jnp.sum(node.linear * z) + node.constant
 
 
-def _solved(
+def solved(
     node: Nodes, z: Array, start: Array, steps: int, t0: float, t1: float
 ) -> tuple[Array, Array]:
     r"""Runge–Kutta for :math:`u = x_t/s`, :math:`s^2 = (1-t)^2 + t^2`: in it the flow of N(0, 1)

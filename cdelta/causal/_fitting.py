@@ -2,7 +2,7 @@ r"""How the pieces of a causal flow are fitted: first a mean and a scale given t
 velocity that is left. Imported when a flow is fitted, for it needs networks and an optimizer."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,10 @@ from cdelta import training
 from cdelta.causal import _conditional
 from cdelta.causal._conditional import Layers, Nodes
 
-_REPEATS = 16  # times and noises drawn for each sample that was held out
+_LOOKED_AT = 2048  # samples that were held out, at whose likelihood a learned velocity is judged
+_STEPS = 16  # of their flows
+_LARGEST = 5.0  # gain that one sample may show, in nats: of a far one it may be a thousand
+_TOLD = 64 * float(np.finfo(np.float32).eps)  # a noise is 64 roundings of what it is told from
 
 
 class Settings(NamedTuple):
@@ -102,11 +105,13 @@ def fitted(
     key: PRNGKeyArray,
     settings: Settings,
     others: tuple[np.ndarray, np.ndarray] | None = None,
+    names: Sequence[str] = (),
 ) -> Nodes:
     """The pieces of every feature's conditional flow; see :class:`cdelta.causal.CausalFlow`.
 
     ``others`` are further columns of which a feature may be made, as the features see them, of
-    both: those of vectors and labels.
+    both: those of vectors and labels. ``names`` are for messages. Raises ValueError for a feature
+    that single precision cannot tell from its causes, or from a constant.
     """
     center, scale = location(x)
     parts = [(part - center) / scale for part in (x, held_out)]
@@ -114,6 +119,9 @@ def fitted(
         parts = [np.concatenate(both, 1) for both in zip(parts, others, strict=True)]
     n = len(parents)
     linear, constant, spread = least_squares(parents, parts[0])
+    rounding = np.sqrt((parts[0] ** 2).mean(0))
+    rounding[:n] += np.abs(center) / scale
+    refuse_untold(*untold(linear, spread, rounding), names)
     nodes = _conditional.untrained(parents, center, scale, linear, constant, spread, settings[:2])
     seen, seen_out = (jnp.arcsinh(jnp.asarray(part, jnp.float32)) for part in parts)
     left, left_out = (
@@ -121,7 +129,7 @@ def fitted(
         for part in parts
     )
 
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 4)
     caused = np.flatnonzero(parents.any(1))
     if caused.size:
         net = Stack(parents[caused], 0, 2, settings, keys[0])
@@ -137,7 +145,8 @@ def fitted(
     )
     net = Stack(parents, 2, 1, settings, keys[2])
     layers = trained(net, (seen, residual), matching, keys[3], settings)
-    shares = _shown_velocity(layers, nodes.parents, seen_out, residual_out, keys[4])
+    z = jnp.asarray(parts[1][:_LOOKED_AT], jnp.float32)
+    shares = shown_velocity(nodes._replace(velocity=layers), z, residual_out[:_LOOKED_AT])
     return nodes._replace(velocity=_weighed(layers, shares[:, None]))
 
 
@@ -221,7 +230,7 @@ def shown_affine(out: Array, left: Array) -> np.ndarray:
             losses.append(np.asarray(_losses_at(out, left, jnp.asarray(shares_tried, out.dtype))))
         for i in range(len(out)):
             best = int(np.argmin([loss[i].mean() for loss in losses]))
-            shares[i, column] = candidates[best] * _shown(losses[0][i] - losses[best][i])
+            shares[i, column] = candidates[best] * shown(losses[0][i] - losses[best][i])
     return shares
 
 
@@ -230,35 +239,41 @@ def _losses_at(out: Array, left: Array, shares: Array) -> Array:
     return _losses(out * shares[:, None, :], left)
 
 
-def _shown_velocity(
-    layers: Layers, parents: Array, seen: Array, residual: Array, key: PRNGKeyArray
-) -> np.ndarray:
-    """Likewise the share of each feature's learned velocity: where none is shown, the residual's
-    flow is that of N(0, 1), exactly."""
-    return velocity_shares(functools.partial(_products, layers, parents, seen, residual), key)
+def shown_velocity(nodes: Nodes, z: Array, residual: Array) -> np.ndarray:
+    """Likewise the share of each feature's learned velocity, by the likelihood of residuals held
+    out: where none is shown, the residual's flow is that of N(0, 1), exactly.
 
-
-def velocity_shares(products: Callable, key: PRNGKeyArray) -> np.ndarray:
-    """The same of any networks: ``products(key)`` are their outputs ``[n, features]`` times the
-    targets, and squared."""
-    drawn = [products(k) for k in jax.random.split(key, _REPEATS)]
-    both, square = (np.mean(part, 0) for part in zip(*drawn, strict=True))  # [n, features] each
-    size = np.maximum(square.mean(0), np.finfo(np.float32).tiny)
-    shares = np.clip(both.mean(0) / size, 0, 1)
-    gains = 2 * shares * both - shares**2 * square
-    return np.array([share * _shown(gain) for share, gain in zip(shares, gains.T, strict=True)])
+    Not by the loss of flow matching: the squares of a heavy tail leave its mean no digits.
+    """
+    candidates = np.linspace(0, 1, 6)
+    losses = [np.asarray(_flow_losses(nodes, z, residual, np.float32(s))) for s in candidates]
+    losses = [np.where(np.isfinite(loss), loss, np.inf) for loss in losses]
+    shares = np.zeros(len(losses[0]))
+    for i in range(len(shares)):
+        best = int(np.argmin([loss[i].mean() for loss in losses]))
+        shares[i] = candidates[best] * shown(losses[0][i] - losses[best][i])
+    return shares
 
 
 @jax.jit
-def _products(
-    layers: Layers, parents: Array, seen: Array, residual: Array, key: PRNGKeyArray
-) -> tuple[Array, Array]:
-    t, point, target = between(key, residual)
-    out = _outputs(layers, parents, seen, t, point)[..., 0].T
-    return out * target, out**2
+def _flow_losses(nodes: Nodes, z: Array, residual: Array, share: Array) -> Array:
+    """Negative log likelihoods ``[features, n]`` where ``share`` of each velocity is kept."""
+    w, b = nodes.velocity[-1]
+    nodes = nodes._replace(velocity=(*nodes.velocity[:-1], (share * w, share * b)))
+
+    def one(node: Nodes, z: Array, residual: Array) -> Array:
+        noise, log_slope = _conditional.solved(node, z, residual, _STEPS, 1.0, 0.0)
+        return noise**2 / 2 - log_slope
+
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))(
+        nodes, jnp.broadcast_to(z, (residual.shape[1], *z.shape)), residual.T
+    )
 
 
-def _shown(gain: np.ndarray) -> bool:
+def shown(gain: np.ndarray) -> bool:
+    """Whether gains are above 0 by two standard errors of their mean, where none counts for more
+    than ``_LARGEST``: that lowers the mean, and no single one makes the error as large as it."""
+    gain = np.minimum(gain, _LARGEST)
     return bool(gain.mean() > 2 * gain.std() / np.sqrt(len(gain)))
 
 
@@ -269,15 +284,48 @@ def _weighed(layers: Layers, shares: np.ndarray) -> Layers:
     return (*layers[:-1], (jnp.asarray(w * shares[:, None, :]), jnp.asarray(b * shares)))
 
 
+# --------------------------------------------------------------------------------- what is refused
+
+
+def untold(
+    weights: np.ndarray, spread: np.ndarray, rounding: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which features single precision cannot tell from a constant, and which from a function of
+    their causes: ``rounding`` is of each column, in units of the precision and of its scale."""
+    own = rounding[: len(spread)]
+    return own * _TOLD > 1, spread < _TOLD * (own + np.abs(weights) @ rounding)
+
+
+def refuse_untold(constant: np.ndarray, function: np.ndarray, names: Sequence[str]) -> None:
+    def those(chosen: np.ndarray) -> list:
+        return [names[k] if names else k for k in np.flatnonzero(chosen).tolist()]
+
+    if bad := those(constant):
+        raise ValueError(
+            "x must vary by more than single precision rounds, in which the flow answers, but "
+            f"{bad} do not beside their size: subtract a constant"
+        )
+    if bad := those(function):
+        raise ValueError(
+            f"x must have noise in every feature, but {bad} are functions of their causes, to "
+            "single precision's rounding: leave them out of the graph, and compute them"
+        )
+
+
 # ------------------------------------------------------------------------------------ closed pieces
 
 
 def location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and half the width of the middle 68 %: a few extreme values do not squeeze the
-    rest."""
+    rest. Both are numbers of single precision, in which the flow keeps them."""
     low, center, high = np.quantile(x, [0.158655, 0.5, 0.841345], axis=0)
     half = (high - low) / 2
-    return center, np.where(half > 0, half, x.std(0))
+    return single(center), single(np.where(half > 0, half, x.std(0)))
+
+
+def single(a: np.ndarray) -> np.ndarray:
+    """Rounded to single precision: what is taken off in double is then what is put back."""
+    return np.asarray(a, np.float32).astype(np.float64)
 
 
 def least_squares(parents: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

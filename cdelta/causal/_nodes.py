@@ -395,7 +395,8 @@ def data(argument: str, x: Any, layout: Layout) -> dict[str, np.ndarray]:
                 f"named by labels={{{name!r}: how many}}"
             )
     arrays, _ = sample(argument, x, layout, many=True)
-    return {name: np.asarray(array) if array.dtype == jnp.int32 else np.asarray(array, np.float64)
+    # in double also where JAX's precision is single: what is taken off may be large
+    return {name: np.asarray(array) if array.dtype == jnp.int32 else _check.as_double(name, x[name])
             for name, array in arrays.items()}  # fmt: skip
 
 
@@ -466,7 +467,9 @@ def fit(
         names = [layout.names[k] for k in layout.numbers]
         parts = (np.stack([part[name] for name in names], 1) for part in (x, held_out))
         others = of(layout.seen_by_numbers[len(names) :])
-        numbers = _fitting.fitted(layout.parents_of_numbers, *parts, key, settings[""], others)
+        numbers = _fitting.fitted(
+            layout.parents_of_numbers, *parts, key, settings[""], others, names
+        )
     vectors = {}
     for k, name in _named(layout, layout.vectors):
         given, of_node = of(layout.causes[k]), jax.random.fold_in(key, k)
@@ -477,7 +480,7 @@ def fit(
         else:
             flat = tuple(part[name].reshape(len(part[name]), -1) for part in (x, held_out))
             vectors[name] = _vector_fitting.fitted(
-                flat, given, of_node, settings.get(name, settings[""])
+                flat, given, of_node, settings.get(name, settings[""]), name
             )
     frequencies = {
         name: jnp.asarray(np.bincount(x[name], minlength=layout.labels[k]) / len(x[name]),

@@ -20,6 +20,7 @@ from cdelta.causal._vectors import Own, Vector
 
 LARGEST = 1024  # numbers of a vector whose covariance is taken out: it has a matrix of d × d
 _SHRUNK = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)  # shares of a covariance without its correlations
+_REPEATS = 16  # times and noises drawn for each sample that was held out
 _FLAT = 1e-3  # of the largest: a direction that varies less is taken to vary so much
 
 
@@ -57,9 +58,10 @@ def fitted(
     given: tuple[np.ndarray, np.ndarray],
     key: PRNGKeyArray,
     settings: Settings,
+    name: str = "",
 ) -> Vector:
     """The pieces of one vector's flow from samples ``[N, d]`` and what its causes are, ``[N, c]``,
-    of the data and of what was held out."""
+    of the data and of what was held out. Raises ValueError, with its name, as that of numbers."""
     (d, c), sizes = (x[0].shape[1], given[0].shape[1]), settings[:2]
     center, scale = location(x[0])
     y, y_out = ((part - center) / scale for part in x)
@@ -67,6 +69,10 @@ def fitted(
     left, left_out = (
         part - constant - seen @ linear.T for part, seen in zip((y, y_out), given, strict=True)
     )
+    rounding = np.concatenate([np.abs(center) / scale + y.std(0), np.sqrt((given[0] ** 2).mean(0))])
+    beside = np.concatenate([np.zeros((d, d)), linear], 1)
+    untold = _fitting.untold(beside, left.std(0), rounding)
+    _fitting.refuse_untold(*(mask.all(keepdims=True) for mask in untold), [name])
     root, unroot = roots(left, left_out)
     left, left_out = (jnp.asarray(part @ unroot, jnp.float32) for part in (left, left_out))
     seen, seen_out = (jnp.arcsinh(jnp.asarray(part, jnp.float32)) for part in given)
@@ -90,9 +96,7 @@ def fitted(
     )
     net = Joint(c, d, True, settings, keys[2])
     layers = _fitting.trained(net, (seen, residual), _fitting.matching, keys[3], settings)
-    shares = _fitting.velocity_shares(
-        lambda key: _products(layers, seen_out, residual_out, key), keys[4]
-    )
+    shares = _shown_velocity(layers, seen_out, residual_out, keys[4])
     return whole._replace(velocity=_weighed(layers, shares[:, None]))
 
 
@@ -105,7 +109,7 @@ def of_own(
 ) -> Own:
     """The same of values ``[N, *shape]`` with a network of the user's, which is the whole velocity
     of the value, standardised as one."""
-    center, scale = x.mean(), x.std()
+    center, scale = map(_fitting.single, (x.mean(), x.std()))
     x, seen = (x - center) / scale, np.arcsinh(given).astype(np.float32)
     if isinstance(network, networks.BesideNormal):
         network = network.given(x, seen if seen.shape[1] else None)
@@ -131,7 +135,7 @@ def location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means and spreads of the components; one that does not vary is not stretched to those that
     do."""
     spread = x.std(0)
-    return x.mean(0), np.maximum(spread, _FLAT * spread.max())
+    return tuple(map(_fitting.single, (x.mean(0), np.maximum(spread, _FLAT * spread.max()))))
 
 
 def _regression(given: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +158,19 @@ def roots(left: np.ndarray, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarra
         found.append((loss, size, axes))
     _, size, axes = min(found, key=lambda one: one[0])
     return (axes * np.sqrt(size)) @ axes.T, (axes / np.sqrt(size)) @ axes.T
+
+
+def _shown_velocity(layers: Layers, seen: Array, residual: Array, key: PRNGKeyArray) -> np.ndarray:
+    """The share of each component's learned velocity that held-out residuals show, by the loss of
+    flow matching: a likelihood would cost a product a component."""
+    drawn = [_products(layers, seen, residual, k) for k in jax.random.split(key, _REPEATS)]
+    both, square = (np.mean(part, 0) for part in zip(*drawn, strict=True))  # [n, d] each
+    size = np.maximum(square.mean(0), np.finfo(np.float32).tiny)
+    shares = np.clip(both.mean(0) / size, 0, 1)
+    gains = 2 * shares * both - shares**2 * square
+    return np.array(
+        [share * _fitting.shown(gain) for share, gain in zip(shares, gains.T, strict=True)]
+    )
 
 
 @jax.jit

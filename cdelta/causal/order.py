@@ -275,18 +275,16 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
         if names is not None:
             raise ValueError("names are the mapping's own where samples is one, got names as well")
         names = tuple(samples)
-        columns = [
-            np.asarray(_check.as_float(f"samples[{name!r}]", samples[name])) for name in names
-        ]
+        columns = [_check.as_double(f"samples[{name!r}]", samples[name]) for name in names]
         if {column.ndim for column in columns} != {1} or len({len(c) for c in columns}) != 1:
             shapes = {name: column.shape for name, column in zip(names, columns, strict=True)}
             raise ValueError(f"samples must hold columns of one length, got shapes {shapes}")
-        x = jnp.stack(columns, axis=1)
+        x = np.stack(columns, axis=1)
     else:
         columns = list(getattr(samples, "columns", ()))  # a data frame's
         if names is None and columns and all(isinstance(column, str) for column in columns):
             names = columns
-        x = _check.as_float("samples", table("samples", samples)[0])
+        x = _check.as_double("samples", table("samples", samples)[0])
         names = () if names is None else tuple(names)
     if x.ndim != 2 or x.shape[1] < 2 or len(x) < _LEAST:
         raise ValueError(
@@ -295,7 +293,6 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
     if names and len(names) != x.shape[1]:
         raise ValueError(f"names must be one a feature, {x.shape[1]} of them, got {names}")
     _check.finite("samples", x)
-    x = np.asarray(x, float)
     constant = [int(j) for j in np.flatnonzero(np.ptp(x, axis=0) == 0)]
     if constant:
         raise ValueError(f"samples must vary in every feature, got constant features {constant}")

@@ -373,6 +373,8 @@ def test_what_does_not_fit_is_refused_by_name(unchecked, flow, mixture, samples)
     some, one = rows(samples, slice(0, 4)), rows(samples, 0)
     broken = {**good, "v": np.where(np.arange(2 * N).reshape(N, 2) == 5, np.nan, good["v"])}
     seen = {**one, "v": np.zeros((2, 2))}
+    made = np.array([[1.0, -2.0], [0.5, 3.0], [2.0, 2.0]])[good["k"]]
+    pair, twice = CausalFlow([("a", "b")]), {"a": data["a"], "b": 2 * data["a"] + 1}
     cases = [
         (lambda: CausalFlow(GRAPH, shapes={"w": (2,)}), r"shapes must be of the nodes .* \['w'\]"),
         (lambda: CausalFlow(GRAPH, labels={"b": 3}), r"'b' has causes \['a'\]"),
@@ -398,6 +400,9 @@ def test_what_does_not_fit_is_refused_by_name(unchecked, flow, mixture, samples)
         (lambda: plain.fit(broken, key), r"x\['v'\] must be finite"),
         (lambda: plain.fit({**good, "v": 0 * good["v"]}, key), r"x\['v'\] must vary"),
         (lambda: plain.fit({**good, "k": good["k"] % 2}, key), r"\[2\] do not occur"),
+        (lambda: plain.fit({**good, "v": made}, key), r"\['v'\] are functions of their causes"),
+        (lambda: pair.fit(twice, key), r"\['b'\] are functions of their causes"),
+        (lambda: plain.fit({**good, "v": good["v"] + 1e8}, key), r"\['v'\] do not beside"),
         (lambda: plain.fit(rows(good, slice(0, 30)), key), "at least 40 samples"),
         (lambda: plain.fit(good, key, held_out=good["v"]), "held_out must be a mapping"),
         (lambda: plain.fit(good, key, settings={"k": {}}), "settings must be of"),

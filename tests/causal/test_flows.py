@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal
+from scipy.stats import kstest, lognorm
 
 from cdelta import causal
-from cdelta.causal import CausalFlow, Shift
+from cdelta.causal import CausalFlow, Shift, _fitting
 
 # columns not in causal order: 2 -> 0 -> 1, 2 -> 1
 MODEL = causal.LinearSCM(
@@ -118,6 +119,51 @@ def test_a_linear_model_stays_a_linear_regression(flow):
     for layers in (flow.nodes.affine, flow.nodes.velocity):
         share = np.abs(np.asarray(layers[-1][0])).sum((1, 2))
         assert (share == 0).sum() >= 2, "held-out data shows nothing beyond it"
+
+
+def test_far_samples_do_not_hide_what_the_rest_shows():
+    """Gains of a heavy tail: the one of 500 nats makes the error of the mean as large as it."""
+    gain = np.concatenate([np.full(299, 0.4), [500.0]])
+    assert gain.mean() < 2 * gain.std() / np.sqrt(300) and _fitting.shown(gain)
+    assert not _fitting.shown(np.concatenate([np.full(299, -0.1), [500.0]]))  # nor are they all
+    assert not _fitting.shown(np.random.default_rng(0).standard_normal(300))
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_skewed_root_is_not_a_normal_one(seed):
+    """These samples' loss of flow matching shows nothing beyond the normal law, by two standard
+    errors; their likelihood does, by ten. The best normal law is .206 off."""
+    x = lognorm(1.0).rvs(size=(3000, 1), random_state=np.random.default_rng(seed))
+    flow = CausalFlow([[0]], width=16).fit(x, jax.random.key(0), steps=300, batch=256)
+    drawn = np.asarray(flow.sample(jax.random.key(77), 20_000))[:, 0]
+    assert kstest(drawn, lognorm(1.0).cdf).statistic < 0.12
+    close(np.median(drawn), 1, 0.2)
+
+
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_a_function_of_its_causes_has_no_noise(unchecked, precision):
+    a, e = np.random.default_rng(0).standard_normal((2, 500))
+    key, pair = jax.random.key(0), CausalFlow([("a", "b")])
+    for b in (2 * a + 1, -3e6 * a, 2 * a + 1e-6 * e):
+        with pytest.raises(ValueError, match=r"noise in every feature, but \['b'\] are functions"):
+            pair.fit(np.stack([a, b], 1).astype(precision), key)
+    fitted = pair.fit(np.stack([a, 2 * a + 1e-3 * e], 1), key, steps=1)
+    assert fitted.fitted
+
+
+def test_samples_far_from_zero_are_standardised_in_double_precision(unchecked):
+    """And by numbers that the flow keeps as they are; too far, they are refused by their name."""
+    a, e = np.random.default_rng(1).standard_normal((2, 2000))
+    data, key = np.stack([a, np.sin(a) + e], 1), jax.random.key(0)
+    pair = CausalFlow([("a", "b")], width=4)
+    near = pair.fit(data, key, steps=1)
+    far = pair.fit(data + np.array([12345.678, 0]), key, steps=1)
+    close(far.noises(data[:50] + np.array([12345.678, 0])), near.noises(data[:50]), 1e-5)
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match=r"\['a'\] do not beside their size"),
+    ):
+        pair.fit(data + np.array([1.7e8, 0]), key)
 
 
 def test_interventions_by_functions_and_on_top_of_each_other(flow):

@@ -299,6 +299,17 @@ def test_scale_and_key_decide_nothing_and_the_same_key_gives_the_same():
     assert admits(one.order, graph)
 
 
+def test_an_offset_decides_nothing_where_jax_is_single():
+    x, names = sine(400), ["a", "b"]
+    with jax.enable_x64(False):
+        one = find(x, waves=40)
+        moved = x + np.array([1e8, 0])
+        for samples in (moved, dict(zip(names, moved.T, strict=True))):
+            found = find(samples, waves=40)
+            np.testing.assert_allclose(found.scores, one.scores, rtol=1e-5)
+            assert found.order == one.order
+
+
 def test_standard_errors_know_the_fit():
     """Of the scores of new samples, and of new frequencies."""
     found = [find(sine(1200, seed), jax.random.key(seed), waves=80) for seed in range(24)]
