@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import training
 from cdelta.causal import _conditional
@@ -323,7 +323,7 @@ def location(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return single(center), single(np.where(half > 0, half, x.std(0)))
 
 
-def single(a: np.ndarray) -> np.ndarray:
+def single(a: ArrayLike) -> np.ndarray:
     """Rounded to single precision: what is taken off in double is then what is put back."""
     return np.asarray(a, np.float32).astype(np.float64)
 
