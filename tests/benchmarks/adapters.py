@@ -33,12 +33,15 @@ import numpy as np
 from flax import nnx
 
 from cdelta import Flow, datasets, jacobian, networks, training
+from tests.benchmarks._record import Record
 
 SHAPE, BATCH, SAMPLES, STEPS = (28, 28), 8, 320, 99
 PIXELS = np.array([14, 15]), np.array([8, 8])
 EPS, T = 1e-3, 0.3
 TRAINED, REPEATS, MANY = 40, 3, 8
 KEY = jax.random.key(0)
+RECORD = Record("adapters", ("way",))
+THEIRS = "the paper's, in torch"
 
 
 def main():
@@ -334,7 +337,7 @@ def wiggles(network, module, torch):
         length = z.flatten(1).norm(dim=1).numpy()  # the probe's, which they take out
         return paper(x, z)[:, None] * (length / np.sqrt(z[0].numel()))[:, None, None, None]
 
-    methods = {"the paper's, in torch": (in_theirs, 1)}
+    methods = {THEIRS: (in_theirs, 1)}
     methods |= {
         f"jvp, {steps} midpoint steps": (functools.partial(product, network), 1)
         for steps, product in ours.items()
@@ -352,40 +355,76 @@ def wiggles(network, module, torch):
             seen[name].append(found)
         finest.append(exact(network, *latents(number, 1)))
     times = {name: np.array(record) for name, record in times.items()}
-    table("a wiggle at each of eight latents", times, "the paper's, in torch")
+    table("a wiggle at each of eight latents", times, THEIRS)
 
     several = f"jvp, 3 midpoint steps, {MANY} probes"
     more = [methods[several][0](*latents(REPEATS + n, MANY)) for n in range(5)]
-    between, one = spread_of(np.concatenate([*seen.pop(several), *more]))
+    probed = np.concatenate([*seen.pop(several), *more])
     finest = moments(np.concatenate(finest))
     size = np.linalg.norm(finest.mean(0))
     print(f"\nbias of the moment of two pixels, from {len(finest)} wiggles")
-    bias = {}
+    bias, noise = {}, {}
     for name, found in seen.items():
         change = moments(np.concatenate(found)) - finest
-        noise = change.var(0, ddof=1).sum() / len(change) / size**2
-        bias[name] = np.sqrt(max((change.mean(0) ** 2).sum() / size**2 - noise, 0))
-        print(f"{name:34}{100 * bias[name]:8.2f} % ± {100 * np.sqrt(noise):.2f} %")
-    bias[several] = bias["jvp, 3 midpoint steps"]
+        noise[name] = np.sqrt(change.var(0, ddof=1).sum() / len(change)) / size
+        bias[name] = np.sqrt(max((change.mean(0) ** 2).sum() / size**2 - noise[name] ** 2, 0))
+        print(f"{name:34}{100 * bias[name]:8.2f} % ± {100 * noise[name]:.2f} %")
+    bias[several], noise[several] = (of["jvp, 3 midpoint steps"] for of in (bias, noise))
 
-    theirs_, *others = methods
-    goal = np.sqrt(bias[theirs_] ** 2 + (between + one) / SAMPLES)
-    cost = {name: np.median(record[:, 0]) / BATCH for name, record in times.items()}
-    dear = SAMPLES * cost[theirs_]
+    probes = {name: number for name, (_, number) in methods.items()}
+    goal, needed, cheaper = at_equal_error(probed, bias, probes, times)
+    error = scatter_of(cheaper, probed, bias, probes, times)
     print(
-        f"\nerror of the paper's {SAMPLES} wiggles: {100 * goal:.1f} % of the moment "
-        f"(variance of one {between + one:.2f}, of which {between:.2f} is between latents)"
+        f"\nerror of the paper's {SAMPLES} wiggles: {100 * goal:.1f} % of the moment\n"
+        f"{'at that error':34}{'latents':>10}{'CPU s':>10}{'cheaper':>16}"
     )
-    print(f"{'at that error':34}{'latents':>10}{'CPU s':>10}{'cheaper':>10}")
-    print(f"{theirs_:34}{SAMPLES:10d}{dear:10.1f}{1:10.1f}")
-    for name in others:
-        left = goal**2 - bias[name] ** 2
-        if left <= 0:
+    for name in methods:
+        if name not in needed:
             print(f"{name:34}{'never: its bias is larger':>30}")
             continue
-        needed = (max(between, 0) + one / methods[name][1]) / left
-        print(f"{name:34}{needed:10.0f}{needed * cost[name]:10.2f}", end="")
-        print(f"{dear / needed / cost[name]:10.1f}")
+        seconds = needed[name] * np.median(times[name][:, 0]) / BATCH
+        print(f"{name:34}{needed[name]:10.0f}{seconds:10.1f}", end="")
+        print(f"{cheaper[name]:10.1f} ± {error[name]:.1f}")
+        if (name,) in RECORD.measured():
+            continue  # the file is removed where it should be measured anew
+        RECORD.keep(
+            way=name, probes=probes[name], latents=needed[name], cpu=seconds, goal=goal,
+            bias=bias[name], bias_stderr=noise[name],
+            cheaper=cheaper[name], stderr=error[name], torch=torch.__version__,
+        )  # fmt: skip
+
+
+def at_equal_error(probed, bias, probes, times):
+    """The error of the paper's wiggles, and of each way that can reach it: how many latents it
+    takes, and how many times fewer CPU seconds than the paper's."""
+    between, one = spread_of(probed)
+    variance = {name: max(between, 0) + one / number for name, number in probes.items()}
+    goal = np.sqrt(bias[THEIRS] ** 2 + variance[THEIRS] / SAMPLES)
+    needed = {
+        name: variance[name] / (goal**2 - bias[name] ** 2) for name in probes if bias[name] < goal
+    }
+    cpu = {name: number * np.median(times[name][:, 0]) for name, number in needed.items()}
+    return goal, needed, {name: cpu[THEIRS] / seconds for name, seconds in cpu.items()}
+
+
+def scatter_of(cheaper, probed, bias, probes, times):
+    """Standard errors of these ratios, by leaving out each batch of latents in turn, then each
+    repeat of the times. Biases are taken as they were found."""
+    batches = [
+        (np.delete(probed, np.s_[n : n + BATCH], 0), times) for n in range(0, len(probed), BATCH)
+    ]
+    repeats = [
+        (probed, {name: np.delete(record, n, 0) for name, record in times.items()})
+        for n in range(REPEATS)
+    ]
+    variance = dict.fromkeys(cheaper, 0.0)
+    for parts in batches, repeats:
+        found = [at_equal_error(some, bias, probes, clock)[2] for some, clock in parts]
+        for name in cheaper:
+            variance[name] += (len(parts) - 1) * np.var(
+                [ratios.get(name, np.nan) for ratios in found]
+            )
+    return {name: np.sqrt(square) for name, square in variance.items()}
 
 
 def spread_of(wiggles):
