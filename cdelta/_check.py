@@ -38,6 +38,8 @@ def as_double(name: str, value: Any) -> np.ndarray:
     rounds NumPy's doubles, and with them all that is small beside a mean."""
     try:
         array = np.asarray(value)
+        if array.dtype.kind in "OSU":
+            raise TypeError(f"dtype {array.dtype}")
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must be an array of numbers, got {type(value).__name__}"
@@ -48,7 +50,7 @@ def as_double(name: str, value: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def finite(name: str, array: jax.Array) -> None:
+def finite(name: str, array: jax.Array | np.ndarray) -> None:
     """Refuse NaN and infinity."""
     if concrete(array) and not np.isfinite(np.asarray(array)).all():
         bad = int((~np.isfinite(np.asarray(array))).sum())
