@@ -73,7 +73,7 @@ class TwoModes:
     def at(
         self, x: Float[ArrayLike, "..."]
     ) -> tuple[Float[ArrayLike, "..."], Float[ArrayLike, "..."]]:
-        """f(x) and f'(x), by bisection, for |f(x)| of at most 12 standard deviations."""
+        """f(x) and f'(x), by bisection, for f(x) within 12 standard deviations of 0."""
         x = np.asarray(x, float)
         low = np.zeros_like(x)
         high = np.full_like(x, 12.0 * self.width * np.sqrt(1 + self.separation**2))
