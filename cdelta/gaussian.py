@@ -185,17 +185,17 @@ def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "
               \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
 
     It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves
-    :math:`\dot Y = A(t)\,Y`. With any root :math:`\Sigma_0 = H H^{\mathsf T}` it reads
-    :math:`H\,\bigl((1-t)^2 I + t^2 H^{-1} \Sigma_1 H^{-\mathsf T}\bigr)^{1/2} H^{-1}`, which is how
-    it is computed, with the Cholesky factor: a power of one symmetric matrix, smooth also where the
-    :math:`d_i` coincide.
+    :math:`\dot Y = A(t)\,Y`. With any roots :math:`\Sigma_0 = H H^{\mathsf T}`,
+    :math:`S(t) = K K^{\mathsf T}` it reads :math:`H\,(F^{\mathsf T} F)^{1/2} H^{-1}`,
+    :math:`F = K^{\mathsf T} H^{-\mathsf T}`, which is how it is computed, with Cholesky factors: by
+    the rotation nearest to F, smooth also where the :math:`d_i` coincide, and good to rounding
+    where features are of very different units, as a power of :math:`F^{\mathsf T} F` is not.
 
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
     (t,) = _inputs(t, source, target)
-    root, ratio = _whitened(source, target)
-    whitened = (1 - t) ** 2 * jnp.eye(source.dim, dtype=t.dtype) + t**2 * ratio
-    return solve_triangular(root, _spd_power(whitened, 0.5) @ root.T, lower=True, trans="T").T
+    root, stretch = _stretch(source, cov_at(t, source, target))
+    return solve_triangular(root, stretch.T @ root.T, lower=True, trans="T").T
 
 
 @one_dtype
@@ -224,16 +224,17 @@ def transport_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Arr
               \Sigma_0^{-1/2}, \qquad e^{tL} = (e^L)^t
 
     :math:`e^L` is the one symmetric positive definite matrix with
-    :math:`e^L \Sigma_0 e^L = \Sigma_1` (the optimal transport map); any square root of
-    :math:`\Sigma_0` gives it, here the Cholesky factor.
+    :math:`e^L \Sigma_0 e^L = \Sigma_1` (the optimal transport map). With any roots
+    :math:`\Sigma_0 = H H^{\mathsf T}`, :math:`\Sigma_1 = K K^{\mathsf T}`, here the Cholesky
+    factors, it is :math:`H^{-\mathsf T} Q^{\mathsf T} K^{\mathsf T}` with the rotation Q nearest to
+    :math:`K^{\mathsf T} H`.
 
     Shapes: the result ``[d, d]``. Raises ValueError when ``t`` leaves [0, 1].
     """
     (t,) = _inputs(t, source, target)
-    root = jnp.linalg.cholesky(source.cov)
-    middle = _spd_power(root.T @ target.cov @ root, 0.5)
-    half = solve_triangular(root, middle, lower=True, trans="T")
-    return _spd_power(solve_triangular(root, half.T, lower=True, trans="T"), t)
+    root, other = jnp.linalg.cholesky(source.cov), jnp.linalg.cholesky(target.cov)
+    turned = (other @ _rotation(other.T @ root)).T
+    return _spd_power(solve_triangular(root, turned, lower=True, trans="T"), t)
 
 
 @one_dtype
@@ -251,20 +252,38 @@ def bend(source: Gaussian, target: Gaussian) -> Float[Array, ""]:
     The result is a scalar. Raises ValueError when the dimensions disagree.
     """
     _inputs(0.0, source, target)
-    root, ratio = _whitened(source, target)
-    return (2 - jnp.pi / 2) * jnp.trace(root @ _spd_power(ratio, 0.5) @ root.T)
+    root, stretch = _stretch(source, target.cov)
+    return (2 - jnp.pi / 2) * jnp.trace(root @ stretch @ root.T)
 
 
-def _whitened(source, target):
-    """H and H⁻¹ Σ₁ H⁻ᵀ, with Σ₀ = H Hᵀ by Cholesky."""
+def _stretch(source, cov):
+    """H and (H⁻¹ Σ H⁻ᵀ)^(1/2), with Σ₀ = H Hᵀ by Cholesky."""
     root = jnp.linalg.cholesky(source.cov)
-    half = solve_triangular(root, target.cov, lower=True)
-    return root, solve_triangular(root, half.T, lower=True)
+    whitened = solve_triangular(root, jnp.linalg.cholesky(cov), lower=True)
+    return root, whitened @ _rotation(whitened.T)
 
 
 def _solve(matrix, rhs):
     """Solve with a symmetric positive definite matrix."""
     return cho_solve((jnp.linalg.cholesky(matrix), True), rhs)
+
+
+@jax.custom_jvp
+def _rotation(matrix):
+    """The orthogonal factor Q of ``matrix`` = Q P, P symmetric positive definite: no product of the
+    matrix with itself is taken, whose small directions would drown in the rounding of the large."""
+    left, _, right = jnp.linalg.svd(matrix)
+    return left @ right
+
+
+@_rotation.defjvp
+def _rotation_jvp(primals, tangents):
+    # of Q, with U and V, is the part of Uᵀ dF V that is no stretch: where singular values coincide,
+    # too, as the derivative of svd is not
+    left, sizes, right = jnp.linalg.svd(*primals)
+    moved = left.T @ tangents[0] @ right.T
+    turned = (moved - moved.T) / (sizes[:, None] + sizes)
+    return left @ right, left @ turned @ right
 
 
 @jax.custom_jvp

@@ -1,6 +1,8 @@
 """T2, T3, T12, T14–T16 and C1 against joint conditioning, regression, ODE solvers and matrix
 functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -234,6 +236,45 @@ def test_derivatives_with_respect_to_covariances_where_eigenvalues_coincide():
         np.testing.assert_allclose(tangent, central, rtol=0, atol=1e-9)
         reverse = jax.grad(lambda s, along=along: along(s)[0, 1])(0.0)
         np.testing.assert_allclose(reverse, central[0, 1], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("units", [(1e-3, 1e3, 1.0), (1e3, 1.0, 1e-3), (1e12,) * 3, (1e-12,) * 3])
+def test_features_in_very_different_units_keep_their_digits(units):
+    # in single precision; from N(0, I), or a source in the same units
+    units, single = np.array(units), functools.partial(np.asarray, dtype=np.float32)
+    cov = np.array([[1.0, 0.6, -0.3], [0.6, 1.5, 0.2], [-0.3, 0.2, 0.8]])
+    target = Gaussian(single(np.zeros(3)), single(cov * np.outer(units, units)))
+    standard = Gaussian(target.mean, np.float32(1.0))
+
+    def is_the_root(root, of):  # the one that is symmetric and positive definite
+        def as_correlations(matrix):
+            size = np.sqrt(np.diag(matrix))
+            return matrix / np.outer(size, size)
+
+        root = np.float64(root)
+        shown = as_correlations(root)
+        np.testing.assert_allclose(shown, shown.T, rtol=0, atol=1e-3)
+        assert (np.linalg.eigvalsh(shown) > 0).all()
+        np.testing.assert_allclose(
+            as_correlations(root @ root.T), as_correlations(of), rtol=0, atol=1e-5
+        )
+
+    for t in (0.5, 1.0):
+        marginal = (1 - t) ** 2 * np.eye(3) + t**2 * np.float64(target.cov)
+        is_the_root(gaussian.flow_jacobian(t, standard, target), marginal)
+    if units.min() == units.max():  # else its power t has the rounding of the largest
+        is_the_root(gaussian.transport_jacobian(1.0, standard, target), np.float64(target.cov))
+    np.testing.assert_allclose(
+        gaussian.bend(standard, target),
+        (2 - np.pi / 2) * np.trace(gaussian.transport_jacobian(1.0, standard, target)),
+        rtol=1e-6,
+    )
+
+    # diagonal in units of its own: 1 along every axis
+    source = Gaussian(target.mean, single(np.diag(units**2)))
+    other = Gaussian(target.mean, single(np.diag((3 * units) ** 2)))
+    for jacobian in (gaussian.flow_jacobian, gaussian.transport_jacobian):
+        np.testing.assert_allclose(jacobian(1.0, source, other), 3 * np.eye(3), atol=2e-6)
 
 
 def test_sampling():
