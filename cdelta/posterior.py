@@ -99,7 +99,7 @@ def mean(
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
-        widened = t * target.bandwidth**2 * post.solve(post.offset - t * post.centre)
+        widened = t * target.bandwidth**2 * post.solve(post.residual)
         return jnp.where(post.degenerate, x.ravel(), post.centre + widened).reshape(x.shape)
     t, x, target = _closed(t, x, source, target)
     parts = mixture._components(t, x, source, target)
@@ -128,7 +128,7 @@ def cov(
         eye = jnp.eye(x.size, dtype=x.dtype)
         # (1-t)² S⁻¹Σ₀, by symmetry of both factors
         shrink = (1 - t) ** 2 * post.times_source(post.solve(eye)).T
-        inner = shrink.T @ _weighted_cov(post.weights, target.flat) @ shrink
+        inner = shrink.T @ _weighted_cov(post.weights, post.points) @ shrink
         return jnp.where(post.degenerate, 0.0, _symmetric(target.bandwidth**2 * shrink + inner))
     t, x, target = _closed(t, x, source, target)
     parts = mixture._components(t, x, source, target)
@@ -151,9 +151,7 @@ def velocity(
     """
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
-        moved = (
-            post.centre - source.mean + post.times_rate(post.solve(post.offset - t * post.centre))
-        )
+        moved = post.centre - source.mean + post.times_rate(post.solve(post.residual))
         return jnp.where(post.degenerate, x.ravel() - source.mean, moved).reshape(x.shape)
     if isinstance(target, Gaussian):
         return _gaussian.velocity(t, x, source, target)
@@ -180,7 +178,7 @@ def velocity_jacobian(
     if isinstance(target, Empirical):
         t, x, post = _softmax(t, x, source, target)
         inverse = post.solve(jnp.eye(x.size, dtype=x.dtype))
-        spread = post.times_source(inverse @ _weighted_cov(post.weights, target.flat) @ inverse)
+        spread = post.times_source(inverse @ _weighted_cov(post.weights, post.points) @ inverse)
         jacobian = post.times_rate(inverse) + t * (1 - t) * spread
         return jnp.where(post.degenerate, jnp.eye(x.size, dtype=x.dtype), jacobian)
     if isinstance(target, Gaussian):
@@ -212,8 +210,8 @@ def velocity_jvp(
         t, x, post = _softmax(t, x, source, target)
         probe = tangent.ravel().astype(x.dtype)
         solved = post.solve(probe)
-        along = target.flat @ solved
-        pulled = (post.weights * (along - post.weights @ along)) @ target.flat
+        along = post.points @ solved
+        pulled = (post.weights * (along - post.weights @ along)) @ post.points
         product = post.times_rate(solved) + t * (1 - t) * post.times_source(post.solve(pulled))
         return jnp.where(post.degenerate, probe, product).reshape(x.shape)
     t, x, closed = _closed(t, x, source, target)
@@ -225,8 +223,9 @@ class _Softmax(NamedTuple):
     the identity."""
 
     weights: Array  # [n], posterior of the index
+    points: Array  # [n, d], the points relative to their mean: their place has no rounding here
     centre: Array  # [d], weighted mean of the points
-    offset: Array  # [d], x - (1-t)m₀
+    residual: Array  # [d], x - (1-t)m₀ - t centre
     marginal: Array  # S = (1-t)²Σ₀ + t²h²I
     source_cov: Array  # Σ₀
     rate: Array  # th²I - (1-t)Σ₀
@@ -246,8 +245,8 @@ def _softmax(t, x, source, target):
     """Checked ``t`` and ``x``, and the posterior over the points.
 
     Logits are taken relative to the data's mean c: with e = y - c and u = x - (1-t)m₀ - tc they are
-    t e·S⁻¹u - t² e·S⁻¹e / 2, and only the first term needs x. Rounding is then that of the small u,
-    not of x.
+    t e·S⁻¹u - t² e·S⁻¹e / 2, and only the first term needs x. Rounding is then that of the small u
+    and e, not of x and y.
     """
     if not isinstance(source, Gaussian):
         raise ValueError(f"source must be a cdelta.Gaussian, got {type(source).__name__}")
@@ -264,18 +263,18 @@ def _softmax(t, x, source, target):
     marginal = (1 - t) ** 2 * source.covariance + t**2 * h2 * eye
     degenerate = (t == 1) & (h2 == 0)
     marginal = jnp.where(degenerate, eye, marginal)
-    offset = x.ravel() - (1 - t) * source.mean
     middle = points.mean(0)
-    solved = _solve(marginal, offset - t * middle)
+    points, u = points - middle, x.ravel() - (1 - t) * source.mean - t * middle
     weights = jax.nn.softmax(
-        t * (points @ solved) - 0.5 * t**2 * _squares(marginal, points - middle)
+        t * (points @ _solve(marginal, u)) - 0.5 * t**2 * _squares(marginal, points)
     )
+    moved = weights @ points
     rate = t * h2 * eye - (1 - t) * source.covariance
-    return (
-        t,
-        x,
-        _Softmax(weights, weights @ points, offset, marginal, source.covariance, rate, degenerate),
-    )
+    post = _Softmax(
+        weights, points, middle + moved, u - t * moved,
+        marginal, source.covariance, rate, degenerate,
+    )  # fmt: skip
+    return t, x, post
 
 
 def _solve(matrix, rhs):

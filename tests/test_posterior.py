@@ -258,6 +258,26 @@ def test_the_flow_carries_the_law_of_the_source_to_that_of_x_t():
     assert np.abs(below - scipy.stats.norm.cdf(np.linspace(-2.5, 2.5, 11))).max() > 0.02
 
 
+@pytest.mark.parametrize("kind", [1.0, np.array([[1.0, 0.25], [0.25, 0.5]])])
+def test_a_dataset_far_from_zero_keeps_its_digits(kind):
+    # moving the data by c moves x_t by tc and the velocity by c, and leaves its Jacobian; all of
+    # these are multiples of 1/64, which single precision holds exactly
+    points = np.round(64 * np.asarray(jax.random.normal(jax.random.key(4), (6, 2)))) / 64
+    x, probe, t, c = np.array([0.25, -0.125]), np.array([1.0, -2.0]), 0.5, 4096.0
+    for bandwidth in (0.0, 0.125):
+        near = Gaussian(np.zeros(2), kind), Empirical(points, bandwidth)
+        single = [np.float32(part) for part in (points + c, np.zeros(2), kind, x + t * c, probe)]
+        far = Gaussian(*single[1:3]), Empirical(single[0], np.float32(bandwidth))
+        jacobian = posterior.velocity_jacobian(t, x, *near)
+        for value, known in (
+            (posterior.velocity(t, single[3], *far) - c, posterior.velocity(t, x, *near)),
+            (posterior.cov(t, single[3], *far), posterior.cov(t, x, *near)),
+            (posterior.velocity_jacobian(t, single[3], *far), jacobian),
+            (posterior.velocity_jvp(t, single[3], single[4], *far), jacobian @ probe),
+        ):
+            np.testing.assert_allclose(value, known, rtol=0, atol=2e-3)
+
+
 def test_images_keep_their_shape_and_single_precision():
     images = jax.random.uniform(jax.random.key(0), (20, 4, 5), jnp.float32)
     target, source = Empirical(images), Gaussian.standard(20, jnp.float32)
