@@ -128,6 +128,23 @@ def test_an_opening_is_shown_once(name):
     assert all("remove-output" in cell.metadata["tags"] for cell in made)
 
 
+def swallowed(source):
+    """Lines of Markdown that begin with %, which MyST takes for comments."""
+    prose = re.sub(r"^(```|~~~).*?^\1", "", source, flags=re.S | re.M)
+    return re.findall(r"^ {0,3}%.*", prose, re.M)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_no_line_of_a_chapter_is_a_comment(name):
+    assert [swallowed(cell.source) for cell in cells(name) if swallowed(cell.source)] == []
+
+
+def test_no_line_of_a_page_is_a_comment():
+    pages = {path.name: swallowed(path.read_text("utf-8")) for path in (ROOT / "book").glob("*.md")}
+    assert len(pages) > 5 and not any(pages.values()), pages
+    assert swallowed("these carry 92\n% of it.\n```python\n%pip\n```\n5 % of") == ["% of it."]
+
+
 def chapter(*sources):
     return jupytext.reads("\n\n".join(sources), fmt="md:myst").cells
 
