@@ -77,16 +77,16 @@ def between(mine: Moment, start: Moment, end: Moment) -> tuple[float, float]:
 
     0 where it is the one, 1 where it is the other; what lies off the way does not count.
     """
-    found = [mine.matrix, start.matrix, end.matrix]
+    patterns = [correlations(moment.matrix) for moment in (mine, start, end)]
     varied: list[Callable] = [
-        lambda matrix: _between(matrix, found[1], found[2]),
-        lambda matrix: _between(found[0], matrix, found[2]),
-        lambda matrix: _between(found[0], found[1], matrix),
+        lambda matrix: _between(correlations(matrix), patterns[1], patterns[2]),
+        lambda matrix: _between(patterns[0], correlations(matrix), patterns[2]),
+        lambda matrix: _between(patterns[0], patterns[1], correlations(matrix)),
     ]
     errors = [
         moment.estimate(vary)[1] for moment, vary in zip((mine, start, end), varied, strict=True)
     ]
-    return float(_between(*found)), float(np.sqrt(np.square(errors).sum()))
+    return float(_between(*patterns)), float(np.sqrt(np.square(errors).sum()))
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
@@ -94,6 +94,5 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _between(mine: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    mine, start, end = map(correlations, (mine, start, end))
     way = end - start
     return (mine - start) @ way / (way @ way)

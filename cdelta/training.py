@@ -550,8 +550,12 @@ def adamw(
 
     Given ``steps``, the rate warms up from 0 for ``warmup`` steps and follows a cosine to 0.
     """
+    # steps in floating point: optax would make them so inside the schedule when it is first traced,
+    # and a step that reads something new is compiled again
     schedule = (
-        rate if steps is None else optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps)
+        rate
+        if steps is None
+        else optax.warmup_cosine_decay_schedule(0.0, rate, warmup, float(steps))
     )
     step = optax.adamw(schedule, weight_decay=decay)
     return step if clip is None else optax.chain(optax.clip_by_global_norm(clip), step)
