@@ -335,8 +335,8 @@ def about_turn(turn: FrameTurn | None, labels: Labels, wanted: Wanted) -> list[F
     turns = value - 2 * error > 0.02
     if turns:
         text = (
-            f"The frame turns by {describe(value, error)} (C11; most for {name}), where 0 is "
-            "needed: local effects and interventions read off this flow err to that extent."
+            f"The frame turns by {describe(value, error)} (C11; most for {name}), where 0 would be "
+            "proof: local effects and interventions read off this flow may be wrong."
         )
     else:
         text = f"The frame turns by no more than {describe(value, error)} (C11; {name})."

@@ -358,7 +358,7 @@ def test_a_frame_that_turns_is_said_to():
         return jnp.stack([x[0] * c - x[1] * s, x[0] * s + x[1] * c])
 
     (turn,) = about(report(twisted, KEY, 2, budget=2000, order=[0, 1]), "turn")
-    assert turn.value > 0.5 and turn.warning and "err to that extent" in turn
+    assert turn.value > 0.5 and turn.warning and "may be wrong" in turn
 
 
 def test_an_uncertain_tail_is_called_so():
