@@ -35,8 +35,8 @@ class ImageModel:
     r, so that one which changes nothing gives the image back, up to rounding, whatever the solver
     (composition). Three ways to move z:
 
-    - :meth:`~ImageModel.steer`: the shortest path to given values of several attributes at once
-      (C16), which a causal model of the attributes provides;
+    - :meth:`~ImageModel.steer`: the path of least velocity to given values of several attributes at
+      once (C16), which a causal model of the attributes provides;
     - :meth:`~ImageModel.follow`: an attribute's direction of the frame (C7), with what comes before
       it held and what comes after it left to the flow;
     - :meth:`~ImageModel.push`: a straight line.
@@ -85,8 +85,8 @@ class ImageModel:
         corrections: int = 4,
         rows: Float[Array, "n attributes ..."] | None = None,
     ) -> Noises:
-        r"""Noises whose images have the values ``{attribute: [n] values, ...}``, by the shortest
-        path (C16).
+        r"""Noises whose images have the values ``{attribute: [n] values, ...}``, by the path
+        of least velocity (C16).
 
         .. math:: z \leftarrow z + J_K^{+} \bigl(y_K(s) - y_K(z)\bigr), \qquad
             y_K(s) = (1 - s)\, y_K + s\, y^*_K
@@ -123,7 +123,7 @@ class ImageModel:
         (C7): ``order`` are attributes, first cause first; those before k stay and those after it
         move as they must.
 
-        The direction is a shortest path too: with :math:`J = L Q` for the attributes up to k,
+        The direction is of least velocity too: with :math:`J = L Q` for the attributes up to k,
         :math:`Q_k / L_{kk} = J^{+} e_k`. So this is :meth:`~ImageModel.steer` with the values that
         the attributes before k have already, and solved like it.
 

@@ -1,5 +1,5 @@
 """Moving a latent until features have given values: along one direction of the frame, or by the
-shortest path."""
+path of least velocity."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -59,8 +59,8 @@ def steer(
     rtol: float | None = None,
     max_steps: int = 1000,
 ) -> Float[Array, "*shape"]:
-    r"""The latent at which features have the values ``{k: value, ...}``, by the shortest path
-    (C16).
+    r"""The latent at which features have the values ``{k: value, ...}``, by the path
+    of least velocity (C16).
 
     .. math:: \frac{dx}{ds} = J_K^{+}\,(y^*_K - y_K(x_0)), \qquad
         J_K^{+} = J_K^{\top} (J_K J_K^{\top})^{-1}

@@ -1,4 +1,4 @@
-"""Moved latents: against counterfactuals by abduction, straight lines, and the shortest path."""
+"""Moved latents: against counterfactuals by abduction, straight lines, paths of least velocity."""
 
 import jax
 import jax.numpy as jnp
