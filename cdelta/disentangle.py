@@ -53,8 +53,9 @@ class OrthogonalGradients:
     N(0, I), new ones at every step.
 
     Flow matching has one minimiser, so that any weight above 0 moves the flow away from it unless
-    its attributes are orthogonal already: quality is what the penalty costs. Meant for small flows:
-    a step differentiates the flow's Jacobian.
+    the overlap is stationary there (attributes that are orthogonal already are one such case, and
+    gradients that are all parallel another): quality is what the penalty costs. Meant for small
+    flows: a step differentiates the flow's Jacobian.
 
     Raises ValueError for a weight that is negative or not finite, and counts that are not positive.
     """
