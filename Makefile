@@ -12,7 +12,7 @@ PAGES   := _build/html/index.html
 SITE    := _build/site
 
 .DEFAULT_GOAL := help
-.PHONY: help env book execute test lint unit smoke again site pages torch peers train bench mutants serve lab lock pairs clean FORCE
+.PHONY: help env book execute test lint unit smoke again site look pages torch peers train bench mutants serve lab lock pairs clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -93,12 +93,14 @@ pairs: $(STAMP)
 
 # ------------------------------------------------------------------------------------------------------- tests
 
-# One after the other, the quick ones first; the last two, which need smoke, side by side: Sphinx takes one core.
+# One after the other, the quick ones first; two that need smoke side by side: Sphinx takes one core.
+# Errors to plant and chapters to run a second time are samples here: `make mutants` and `make again` take all.
 test:
 	$(MAKE) lint
 	$(MAKE) unit
 	$(MAKE) mutants SAMPLE=8
-	$(MAKE) -j 2 again site
+	$(MAKE) -j 2 again site SAMPLE=6
+	$(MAKE) look
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -112,11 +114,11 @@ unit: $(STAMP)
 smoke: $(STAMP)
 	$(BIN)/python book/execute.py --profile smoke --jobs $(JOBS) --out _build/smoke
 
-# a second time by nbval, which compares,
+# a second time by nbval, which compares (SAMPLE=6: so many, drawn by lot),
 again: smoke
-	$(BIN)/python -m tests.notebooks.again _build/smoke --jobs $(JOBS)
+	$(BIN)/python -m tests.notebooks.again _build/smoke --jobs $(JOBS) $(if $(SAMPLE),--sample $(SAMPLE))
 
-# and as a book, in a tree of its own: the one that somebody reads stays as it is.
+# as a book, in a tree of its own: the one that somebody reads stays as it is;
 site: smoke
 	rm -rf $(SITE)
 	mkdir -p $(SITE)/book
@@ -124,6 +126,9 @@ site: smoke
 	find book -mindepth 1 -maxdepth 1 ! -name executed ! -name __pycache__ -exec cp -R {} $(SITE)/book ';'
 	cp -R _build/smoke $(SITE)/book/executed
 	cd $(SITE) && "$(CURDIR)/$(BIN)/jupyter-book" build . -W --keep-going -n -q
+
+# and that book in browsers.
+look:
 	CDELTA_SITE=$(SITE)/_build/html $(BIN)/python -m pytest -q tests/notebooks/test_pages.py
 
 # What needs PyTorch: it joins .venv beside the locked versions. By pip, which takes a wheel for the CPU where it finds

@@ -10,6 +10,7 @@ import ast
 import inspect
 import os
 import platform
+import re
 import shutil
 import sys
 import textwrap
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import citing
 import execute
 import finish
+import threads
 
 from cdelta import _files, ledger
 
@@ -250,29 +252,32 @@ def status(runs: dict[str, dict[str, Any]], pages: dict[str, str]) -> str:
     lines = [":::{list-table}", ":class: cd-status", ":header-rows: 1", ""]
     lines += [
         "* - Chapter",
-        "  - Profile",
-        "  - Seconds",
-        "  - Seconds of CPU",
-        "  - of compiling",
+        "  - Clock, s",
+        "  - CPU, s",
+        "  - Compiling, s",
         "  - Checks",
         "  - Executed (UTC)",
         "  - Commit",
     ]
+    # one profile is said below the table
+    mixed = len({runs[name]["profile"] for name in pages}) > 1
+    lines += ["  - Profile"] * mixed
     for name, title in pages.items():
         run = runs[name]
-        when = run["executed"].replace("T", " ").removesuffix("+00:00")
-        lines += [f"* - [{escape(title)}](/{EXECUTED}{name}.ipynb)", f"  - `{run['profile']}`"]
+        when = run["executed"].replace("T", " ")[: len("2026-11-27 06:08")]
         lines += [
+            f"* - [{escape(title)}](/{EXECUTED}{name}.ipynb)",
             *(f"  - {time}" for time in spent([run])),
             f"  - {len(run['ledger'])}",
             f"  - {when}",
             f"  - {run['commit'] or '—'}",
+            *[f"  - `{run['profile']}`"] * mixed,
         ]
     total = spent([runs[name] for name in pages])
-    lines += ["* - All", "  - ", *(f"  - {time}" for time in total), *["  - "] * 3]
+    lines += ["* - All", *(f"  - {time}" for time in total), *["  - "] * (3 + mixed)]
     lines += [":::", "", times(runs, pages), ""]
     lines += [
-        "Seconds are those of a clock, of all processor cores together, and of XLA compiling (a "
+        "Times are those of a clock, of all processor cores together, and of XLA compiling (a "
         "program that is kept from an earlier run is only read). "
         "A `+` after a commit: the working copy differed from it.",
         "",
@@ -472,10 +477,11 @@ def installing(source: Path, target: Path, package: str) -> None:
     import nbformat
 
     notebook = nbformat.read(source, as_version=4)
-    line = f'%pip install -q "cdelta[data] @ {package}" myst-nb'
+    lines = [f"%env {name}={value}" for name, value in threads.THREADS.items()]  # few cores there
+    lines.append(f'%pip install -q "cdelta[data] @ {package}" myst-nb')
     kinds = [cell.cell_type for cell in notebook.cells]
     first = kinds.index("code") if "code" in kinds else len(kinds)
-    notebook.cells.insert(first, nbformat.v4.new_code_cell(line, id="install"))
+    notebook.cells.insert(first, nbformat.v4.new_code_cell("\n".join(lines), id="install"))
     _files.write(target, nbformat.writes(notebook))
 
 
@@ -503,7 +509,7 @@ def finish_page(
         body = finish.number_figures(body, int(pagename.removeprefix(EXECUTED)[:2]))
         scorecard = app.builder.get_relative_uri(pagename, "book/scorecard")
         body = finish.link_claims(body, app.cdelta_claims, scorecard)
-    context["body"] = finish.reserve(finish.tidy(finish.values(body)))
+    context["body"] = finish.reserve(finish.tidy(finish.checks(finish.values(body))))
 
 
 def drop_thebe(
@@ -545,6 +551,58 @@ def written_annotations(
     return f"({signature})".replace("' ", "'"), returns and returns.replace("' ", "'")
 
 
+def no_aliases(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Nothing where Python only says the number of a named tuple's field."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def lined_formulas(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    r"""Formulas that a docstring sets side by side, with ``\qquad`` between them, one below the
+    other: a phone has no room for both."""
+    at = 0
+    while at < len(lines):
+        start = re.match(r"( *)\.\. math:: *(.*)", lines[at])
+        if not start:
+            at += 1
+            continue
+        end = at + 1
+        while end < len(lines) and (
+            not lines[end].strip() or lines[end].startswith(start[1] + " ")
+        ):
+            end += 1
+        formula = "\n".join([start[2], *(line.strip() for line in lines[at + 1 : end])]).strip()
+        if (found := one_below_another(formula)) != formula:
+            indented = [f"{start[1]}    {line}".rstrip() for line in found.split("\n")]
+            lines[at:end] = [f"{start[1]}.. math::", "", *indented, ""]
+            end = at + len(indented) + 3
+        at = end
+
+
+_TEX = re.compile(r"\\(?:begin|end) *\{[^}]*\}|\\[A-Za-z]+|\\.|\n\n|.", re.S)
+
+
+def one_below_another(formula: str) -> str:
+    r"""A formula whose parts, with ``\qquad`` between them, are lines; as it is where it has lines
+    of its own."""
+    parts, depth = [""], 0
+    for token in _TEX.findall(formula):
+        if not depth and token in ("\\\\", "&", "\n\n"):
+            return formula
+        depth += token == "{" or token.startswith("\\begin") or token == "\\left"
+        depth -= token == "}" or token.startswith("\\end") or token == "\\right"
+        if not depth and token == "\\qquad":
+            parts.append("")
+        else:
+            parts[-1] += token
+    shown = [part.strip() for part in parts if part.strip()]
+    if len(shown) < 2:
+        return formula
+    return "\n".join(["\\begin{gathered}", " \\\\\n".join(shown), "\\end{gathered}"])
+
+
 def link(url: str, text: str, tooltip: str, icon: str) -> dict[str, str]:
     label = f"cd-{text.strip('.').lower()}-button"
     return {
@@ -571,4 +629,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", finish_page, priority=400)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("autodoc-process-signature", written_annotations)
+    app.connect("autodoc-process-docstring", no_aliases)
+    app.connect("autodoc-process-docstring", lined_formulas)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -30,6 +30,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import threads
+
 from cdelta import _files, profiles
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +67,8 @@ def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
         for path in (root / "cdelta").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
-    for path in (source, root / "requirements.txt", Path(__file__).resolve(), *sorted(package)):
+    ours = (Path(module).resolve() for module in (__file__, threads.__file__))
+    for path in (source, root / "requirements.txt", *ours, *sorted(package)):
         digest.update(f"{path.name}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -142,6 +145,8 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         )
 
     clean(done, profile)
+    for index, said in take_stderr(done):
+        print(f"{source.name}: cell {index} said: {said}", file=sys.stderr, flush=True)
     text = nbformat.writes(done) + "\n"
     _files.write(target, text)
     run = {
@@ -225,6 +230,18 @@ def clean(notebook: Any, profile: str) -> None:
             cell.metadata.pop("tags", None)
 
 
+def take_stderr(notebook: Any) -> list[tuple[int, str]]:
+    """Take away what cells wrote to stderr, and give it: for whoever builds, it is not for a page,
+    and often names files of this machine."""
+    taken = []
+    for index, cell in enumerate(notebook.cells):
+        outputs = cell.get("outputs", [])
+        taken += [(index, one.text) for one in outputs if one.get("name") == "stderr"]
+        if outputs:
+            cell.outputs = [one for one in outputs if one.get("name") != "stderr"]
+    return taken
+
+
 def remove(target: Path) -> None:
     target.unlink(missing_ok=True)
     target.with_suffix(".json").unlink(missing_ok=True)
@@ -278,6 +295,8 @@ def environment(root: Path, profile: str) -> dict[str, str]:
         "JUPYTER_PREFER_ENV_PATH": "1",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # XLA says when a slow machine compiles slowly
+        **threads.THREADS,
     }
     if profile == "smoke":
         defaults["XLA_FLAGS"] = QUICK

@@ -18,6 +18,12 @@ _APART = re.compile(
 )
 _PARAMETERS = re.compile(r'<dl>\n((?:<dd><em class="sig-param">.*?</em>,?</dd>\n)+)</dl>')
 _BETWEEN = r"(?:,?\s+(?:and|or|to)\s+|,\s+|\s*–\s*)"
+# what ledger.check and ledger.decide print, and nothing else
+_LEDGER = re.compile(
+    r'<div class="output stream [^"]*">\s*<div class="highlight"><pre>(?:<span></span>)?'
+    r"((?:(?:PASS|HOLDS|FAILS|UNDECIDED) [^<\n]+\n)+)</pre></div>\s*</div>"
+)
+_SHOWN = 4  # lines of what did not hold; the others are in a fold below
 _CHAPTERS = re.compile(rf"\b([Cc]hapter)(s?)\s+(\d{{1,2}}(?:{_BETWEEN}\d{{1,2}})*)\b(?!\.\d)")
 
 
@@ -163,6 +169,48 @@ def values(body: str) -> str:
 
     body = re.sub(r'(<span class="pasted-text">)([^<]*)', quoted, body)
     return prose(body, lambda text: re.sub(r"(?:(?<=\d)|^)\s%(?!\w)", "&nbsp;%", text))
+
+
+def checks(body: str) -> str:
+    """Lines of the ledger, and nothing else, become one quiet line that opens: "✓ 6 checks hold:
+    T7, T8". Where one fails or does not decide it is open, those lines first."""
+
+    def fold(match: re.Match[str]) -> str:
+        lines = match[1].splitlines()
+        outcomes = [line.split()[0] for line in lines]
+        ids = ", ".join(dict.fromkeys(line.split()[1] for line in lines))
+        missed = [line for name in _MISSED for line in lines if line.startswith(name)]
+        held = [line for line in lines if line not in missed]
+        if not missed:
+            many = "checks hold" if len(lines) > 1 else "check holds"
+            return _fold("", f"✓ {len(lines)} {many}: {ids}", held)
+        counts = {said: outcomes.count(name) for name, said in _MISSED.items()} | {
+            "hold": len(held)
+        }
+        said = ", ".join(
+            f"{count} {word if count > 1 else _ONE.get(word, word)}"
+            for word, count in counts.items()
+            if count
+        )
+        shown, others = missed[:_SHOWN], [*missed[_SHOWN:], *held]
+        more = _fold("", f"and {len(others)} more", others) if others else ""
+        mark = "✗" if "FAILS" in outcomes else "?"
+        return _fold(" cd-missed", f"{mark} {said}: {ids}", shown, more)
+
+    return _LEDGER.sub(fold, body)
+
+
+_MISSED = {"FAILS": "fail", "UNDECIDED": "undecided"}  # these first
+_ONE = {"fail": "fails", "hold": "holds"}
+
+
+def _fold(kind: str, title: str, lines: list[str], more: str = "") -> str:
+    text = "".join(f"{line}\n" for line in lines)
+    return (
+        f'<details class="cd-checks{kind}"{" open" if kind else ""}><summary>{title}</summary>'
+        '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
+        f"{text}</pre></div></div>{more}</details>"
+    )
 
 
 def tidy(body: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import execute
 import nbformat
 import pairs
+import threads
 import yaml
 from jupytext import TextFileContentsManager
 from tornado.web import HTTPError
@@ -115,6 +116,8 @@ def front(root: Path) -> str:
 def main() -> None:
     from jupyterlab.labapp import LabApp
 
+    for name, value in threads.THREADS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel
     ours = {
         "ServerApp.contents_manager_class": "lab.Chapters",

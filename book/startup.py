@@ -1,14 +1,17 @@
-"""What a kernel runs first: at its end it writes the seconds that XLA compiled into the file that
-``CDELTA_COMPILING`` names. Programs that are kept from earlier runs count with the time it takes to
-read them."""
+"""What a kernel runs first: a warning of NumPy's about numbers, in the chapter or in cdelta,
+becomes an error, which stops the build. At its end the kernel writes the seconds that XLA compiled
+into the file that ``CDELTA_COMPILING`` names. Programs that are kept from earlier runs count with
+the time it takes to read them."""
 
 
 def _listen(shell):
     import atexit
     import os
     import sys
+    import warnings
     from pathlib import Path
 
+    warnings.filterwarnings("error", category=RuntimeWarning, module=r"(cdelta|__main__)\b")
     seconds = []
 
     def heard(event, duration, **_):

@@ -128,8 +128,13 @@ def spd(name: str, matrix: jax.Array) -> None:
     # what products of matrices leave; in half precision that would be anything
     if asymmetry > min(1e3 * float(jnp.finfo(matrix.dtype).eps), 0.03) * size:
         raise ValueError(f"{name} must be symmetric, got an asymmetry of {asymmetry:.3g}")
-    smallest = np.linalg.eigvalsh(values).min(initial=np.inf)
+    # coordinates may be in units far apart: then its own eigenvalues drown in rounding
+    variances = np.diagonal(values, axis1=-2, axis2=-1)
+    unit = np.sqrt(np.where(variances > 0, variances, 1.0))
+    correlations = values / unit[..., :, None] / unit[..., None, :]
+    smallest = np.linalg.eigvalsh(correlations).min(initial=np.inf)
     if not smallest > 0:
+        smallest = min(smallest, np.linalg.eigvalsh(values).min())
         raise ValueError(
             f"{name} must be positive definite, got a smallest eigenvalue of {smallest:.3g}"
         )

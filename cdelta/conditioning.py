@@ -77,8 +77,8 @@ def strip(
     r"""A standard normal number between -r and r: the probability, and the variance there.
 
     .. math:: p &= \Pr(|\zeta| < r) = \operatorname{erf}(r/\sqrt 2), \\
-        s^2 &= E\bigl[\zeta^2 \bigm| |\zeta| < r\bigr]
-            = 1 - \sqrt{2/\pi}\; \frac{r\, e^{-r^2/2}}{p} = \frac{r^2}{3} + O(r^4)
+        s^2 &= E\bigl[\zeta^2 \bigm| |\zeta| < r\bigr] \\
+            &= 1 - \sqrt{2/\pi}\; \frac{r\, e^{-r^2/2}}{p} = \frac{r^2}{3} + O(r^4)
 
     For any array of r, infinity included. Raises ValueError for an r that is negative or NaN.
     """
@@ -180,9 +180,9 @@ def sensitivity(seen: Observed, k: int) -> Estimate:
     r"""What the filter's moment is off its limit, over :math:`\tau^2`, as the threshold goes to
     zero (L1).
 
-    .. math:: &\lim_{\tau \to 0} \frac{M_\tau - M_0}{\tau^2} = \frac{
-        E\bigl[w^3 \bigl(2\, J a a^{\mathsf T} J^{\mathsf T} / \|a\|^2 - J P J^{\mathsf T} + M_0
-        \bigr)\bigr]}{6\, E[w]}, \\
+    .. math:: &\lim_{\tau \to 0} \frac{M_\tau - M_0}{\tau^2} \\
+        &\quad = \frac{E\bigl[w^3 \bigl(2\, J a a^{\mathsf T} J^{\mathsf T} / \|a\|^2
+        - J P J^{\mathsf T} + M_0 \bigr)\bigr]}{6\, E[w]}, \\
         &w = 1/\|a\|
 
     A matrix ``[n, n]`` with its standard errors. It needs :math:`E[w^3] < \infty` and

@@ -381,8 +381,8 @@ def covariance_bounds(
 ) -> Bounds:
     r"""Two moments of Jacobians with the features' covariance between them (C13).
 
-    .. math:: E\bigl[J(X) J(X_{1/2})^{\mathsf T}\bigr] \preceq \operatorname{Cov} f(X) \preceq
-              \tfrac12 \bigl(E[J J^{\mathsf T}] + E[J] E[J]^{\mathsf T}\bigr)
+    .. math:: E\bigl[J(X) J(X_{1/2})^{\mathsf T}\bigr] &\preceq \operatorname{Cov} f(X) \\
+              &\preceq \tfrac12 \bigl(E[J J^{\mathsf T}] + E[J] E[J]^{\mathsf T}\bigr)
 
     with equality, on either side, exactly where f has no Hermite component above order 2. They are
     the midpoint and the trapezoidal rule for the integral of C3', whose integrand is convex in α;

@@ -44,8 +44,8 @@ class Gaussian:
 
     @classmethod
     def standard(cls, d: int, dtype: DTypeLike | None = None) -> "Gaussian":
-        """:math:`N(0, I)` in ``d`` dimensions."""
-        return cls(jnp.zeros(d, dtype), jnp.ones((), dtype))
+        """:math:`N(0, I)` in ``d`` dimensions, a positive integer (else ValueError)."""
+        return cls(jnp.zeros(_check.count("d", d), dtype), jnp.ones((), dtype))
 
     @property
     def dim(self) -> int:
@@ -68,7 +68,8 @@ class Gaussian:
 
     @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
-        """``n`` independent draws."""
+        """``n`` independent draws. Raises ValueError when n is not a positive integer."""
+        n = _check.count("n", n)
         z = jax.random.normal(key, (n, self.dim), self.mean.dtype)
         root = jnp.sqrt(self.covariance) if self.isotropic else jnp.linalg.cholesky(self.covariance)
         return self.mean + (z * root if self.isotropic else z @ root.T)
@@ -180,8 +181,8 @@ def flow_map(
 def flow_jacobian(t: Time, source: Gaussian, target: Gaussian) -> Float[Array, "d d"]:
     r"""Jacobian of the flow of the optimal velocity (C1).
 
-    .. math:: Y(t) = P \operatorname{diag}\sqrt{(1-t)^2 + t^2 d_i}\; P^{-1}
-              \quad\text{where}\quad \Sigma_0 = P P^{\mathsf T},\;
+    .. math:: Y(t) = P \operatorname{diag}\sqrt{(1-t)^2 + t^2 d_i}\; P^{-1}, \qquad
+              \text{where }\; \Sigma_0 = P P^{\mathsf T},\;
               \Sigma_1 = P \operatorname{diag}(d)\, P^{\mathsf T}
 
     It pushes the covariance forward, :math:`Y \Sigma_0 Y^{\mathsf T} = S(t)`, and solves
@@ -242,8 +243,8 @@ def bend(source: Gaussian, target: Gaussian) -> Float[Array, ""]:
     r"""How bent the flow of the optimal velocity is, its mean squared deviation from straight lines
     (chapter 10).
 
-    .. math:: B = E \int_0^1 \|v(t, \varphi_t(x_0)) - (\varphi_1(x_0) - x_0)\|^2\, dt
-              = \Bigl(2 - \frac\pi2\Bigr) \operatorname{tr}(\Sigma_0 \mathbin{\#} \Sigma_1)
+    .. math:: B &= E \int_0^1 \|v(t, \varphi_t(x_0)) - (\varphi_1(x_0) - x_0)\|^2\, dt \\
+              &= \Bigl(2 - \frac\pi2\Bigr) \operatorname{tr}(\Sigma_0 \mathbin{\#} \Sigma_1)
 
     with the geometric mean :math:`\Sigma_0 \mathbin{\#} \Sigma_1 = H\,\bigl(H^{-1} \Sigma_1
     H^{-\mathsf T}\bigr)^{1/2} H^{\mathsf T}` for any root :math:`\Sigma_0 = H H^{\mathsf T}`, here

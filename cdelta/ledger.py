@@ -78,8 +78,8 @@ def check(
         raise ClaimError(f"MISSED {line}, but the bound is {describe_bound(low, high)}")
     if passing:
         raise ClaimError(
-            f"MISSED {line} {describe_bound(low, high)}: so does {' and '.join(passing)}, and the "
-            "check decides nothing"
+            f"MISSED {line} {describe_bound(low, high)}{_met_too(passing)}: the check decides "
+            "nothing"
         )
     print(f"PASS {line} {describe_bound(low, high)}{_beside(null)}")
 
@@ -116,7 +116,7 @@ def decide(
     else:
         outcome = "undecided" if _touches(record["value"], margin, low, high) else "fails"
     _append({**record, "outcome": outcome, "passed": outcome == "holds"})
-    why = f"; so does {' and '.join(passing)}" if outcome == "undecided" and passing else ""
+    why = _met_too(passing) if outcome == "undecided" and passing else ""
     print(
         f"{outcome.upper()} {_line(record)}, asked {describe_bound(low, high)}{_beside(null)}{why}"
     )
@@ -327,6 +327,10 @@ def _passing(null: list[dict[str, Any]], low: float | None, high: float | None) 
         for entry in null
         if _touches(entry["value"], SURE * (entry["stderr"] or 0.0), low, high)
     ]
+
+
+def _met_too(passing: list[str]) -> str:
+    return f"; beside it the bound is met too by: {'; '.join(passing)}"
 
 
 def _line(record: Mapping[str, Any]) -> str:

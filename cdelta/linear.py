@@ -1,6 +1,7 @@
 """Linear maps of noise: what the flow's conditional mean and a held feature look like when nothing
 bends (T1, T17)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Shaped
@@ -33,13 +34,48 @@ def conditional_mean(
     _check.finite("matrix", matrix)
     _check.shape("x", x, matrix.shape[:1], f" to fit matrix {matrix.shape}")
     t = t.astype(jnp.result_type(x, matrix))
-    left, singular, _ = jnp.linalg.svd(matrix, full_matrices=False)
+    return _shrunk(t, x, matrix)
+
+
+@jax.custom_jvp
+def _shrunk(t, x, matrix):
+    left, _, singular, length = _principal(t, matrix)
+    return left @ ((t * singular / length) * (singular / length) * (left.T @ x))
+
+
+def _principal(t, matrix):
+    """Singular vectors and values of ``matrix``, and the roots of (1-t)² + t²s²: not squared, as
+    the squares may leave the range of floats where the roots are within it."""
+    left, singular, right = jnp.linalg.svd(matrix, full_matrices=False)
     # a direction that A never reaches has gain 0, also at t = 1 where the quotient reads 0 / 0
     reached = singular > jnp.finfo(matrix.dtype).eps * max(matrix.shape) * singular.max(initial=0.0)
-    gain = jnp.where(
-        reached, t * singular**2 / jnp.where(reached, (1 - t) ** 2 + (t * singular) ** 2, 1.0), 0.0
-    )
-    return left @ (gain * (left.T @ x))
+    length = jnp.where(reached, jnp.hypot(1 - t, jnp.where(reached, t * singular, 1.0)), 1.0)
+    return left, right, jnp.where(reached, singular, 0.0), length
+
+
+@_shrunk.defjvp
+def _shrunk_jvp(primals, tangents):
+    # with N = ((1-t)² I + t² A Aᵀ)⁻¹, K = t N A and Q = (1-t)² N = I - t A Kᵀ, the map is A Kᵀ and
+    # moves by Q dA Kᵀ + K dAᵀ Q: where singular values coincide, too, as those of svd do not
+    (t, x, matrix), (t_dot, x_dot, matrix_dot) = primals, tangents
+    left, right, singular, length = _principal(t, matrix)
+    along = singular / length
+    gain = t * along * along
+    turned = left.T @ x
+
+    # of a direction that is not reached all remains
+    kept = jnp.where(singular > 0, ((1 - t) / length) ** 2, 1.0)
+
+    def remaining(z):
+        inside = left.T @ z
+        return z - left @ inside + left @ (kept * inside)
+
+    weight = t * along / length
+    moved = remaining(matrix_dot @ (right.T @ (weight * turned)))
+    moved += left @ (weight * (right @ (matrix_dot.T @ remaining(x))))
+    faster = along**2 * (((1 - t) / length) * ((1 + t) / length) - (t * along) ** 2)
+    moved += left @ (faster * t_dot * turned) + left @ (gain * (left.T @ x_dot))
+    return left @ (gain * turned), moved
 
 
 @one_dtype
@@ -52,14 +88,18 @@ def probe_covariance(held: Float[ArrayLike, "k d"] | Float[ArrayLike, " d"]) -> 
     keeps all of its variance, except along what is held.
 
     Shapes: ``held`` ``[k, d]`` or, for one row, ``[d]``; the result ``[d, d]``. Raises ValueError
-    when the rows are linearly dependent (their span, and so the condition, is then not what it
-    seems).
+    when the rows, each in a unit of its own, are linearly dependent (their span, and so the
+    condition, is then not what it seems).
     """
     held = _check.as_float("held", held)
     if held.ndim not in (1, 2):
         raise ValueError(f"held must be a row [d] or rows [k, d], got shape {held.shape}")
     rows = jnp.atleast_2d(held)
     _check.finite("held", rows)
+    # the condition does not know the unit of a row
+    _, exponents = jnp.frexp(jnp.abs(rows).max(1, initial=0.0, keepdims=True))
+    half, one = exponents // 2, jnp.ones((), rows.dtype)  # a whole one may be subnormal
+    rows = rows * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponents)
     if (
         _check.concrete(rows)
         and (rank := int(np.linalg.matrix_rank(np.asarray(rows)))) < rows.shape[0]

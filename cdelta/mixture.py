@@ -10,13 +10,13 @@ Throughout, :math:`x_1` comes from component k with probability :math:`\pi_k` an
 and the rest is Bayes' rule for the label.
 """
 
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from cdelta import _check
@@ -84,7 +84,8 @@ class GaussianMixture:
 
     @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
-        """``n`` independent draws."""
+        """``n`` independent draws. Raises ValueError when n is not a positive integer."""
+        n = _check.count("n", n)
         key_label, key_noise = jax.random.split(key)
         labels = jax.random.choice(key_label, self.weights.size, (n,), p=self.weights)
         noise = jax.random.normal(key_noise, (n, self.dim), self.means.dtype)
@@ -98,10 +99,11 @@ class _Components(NamedTuple):
 
     roots: Array  # [K, d, d], Cholesky factors of S_k
     rates: Array  # [K, d, d], tΣ_k - (1-t)Σ₀
-    log_joint: Array  # [K], log π_k N(x; m_k, S_k)
+    log_ratio: Array  # [K], log N(x; m_k, S_k), relative to the component nearest to x
     responsibilities: Array  # [K]
     scores: Array  # [K, d], S_k⁻¹(m_k - x), gradients of the log densities
     velocities: Array  # [K, d], μ_k - μ₀ + A_k(x - m_k)
+    log_density: Array  # log Σ_k π_k N(x; m_k, S_k)
 
     def solve(self, rhs):
         """S_k⁻¹ rhs_k for every k."""
@@ -117,15 +119,61 @@ def _components(t, x, source: Gaussian, target: GaussianMixture) -> _Components:
     t, x = _inputs(t, source, target, x=x)
     means = (1 - t) * source.mean + t * target.means
     roots, rates = _roots_and_rates(t, source, target)
-    whitened = jax.vmap(lambda root, b: solve_triangular(root, b, lower=True))(roots, x - means)
-    scores = -jax.vmap(lambda root, b: solve_triangular(root, b, lower=True, trans="T"))(
-        roots, whitened
+    off = x - means
+    # each solve needs the one before: of two at once on a large batch, each may wait for a thread
+    # that the other holds
+    whitened = jax.vmap(lambda root, b: solve_triangular(root, b, lower=True))(roots, off)
+    nearest = _nearest(whitened, target.weights)
+    # in a unit of its own where x is so far out that products of two would leave the range
+    unit = jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(off[nearest]).max() / 2**30))
+    from_nearest = jax.vmap(lambda root: solve_triangular(root, off[nearest] / unit, lower=True))
+    solved = jax.vmap(lambda root, b: solve_triangular(root, b, lower=True, trans="T"))(
+        roots, jnp.stack([whitened, from_nearest(roots)], -1)
     )
+    scores = -solved[..., 0]
     log_det = jnp.log(jnp.diagonal(roots, axis1=1, axis2=2)).sum(1)
-    log_density = -0.5 * (whitened**2).sum(1) - log_det - 0.5 * source.dim * jnp.log(2 * jnp.pi)
-    log_joint = jnp.log(target.weights) + log_density
+    excess = _excess(t, unit, whitened, scores, solved[..., 1], target, nearest)
+    log_ratio = log_det[nearest] - log_det - 0.5 * excess
+    log_nearest = -0.5 * (whitened[nearest] ** 2).sum() - log_det[nearest]
+    log_nearest -= 0.5 * source.dim * jnp.log(2 * jnp.pi)
+    # weights stay outside the logarithm: its slope at zero is infinite, a weight's is not
+    present = target.weights > 0
+    log_joint = jnp.where(present, jnp.log(jnp.where(present, target.weights, 1.0)), -jnp.inf)
+    largest = jax.lax.stop_gradient((log_joint + log_ratio).max())
+    # where a component of weight zero would be far likelier, only its slope is as large as can be
+    bound = jnp.log(jnp.finfo(x.dtype).max) / 2
+    relative = jnp.where(present, log_ratio - largest, jnp.minimum(log_ratio - largest, bound))
+    joint = target.weights * jnp.exp(relative)
+    total = joint.sum()
     velocities = target.means - source.mean - jnp.einsum("kij,kj->ki", rates, scores)
-    return _Components(roots, rates, log_joint, jax.nn.softmax(log_joint), scores, velocities)
+    return _Components(
+        roots, rates, log_ratio, joint / total, scores, velocities,
+        log_nearest + largest + jnp.log(total),
+    )  # fmt: skip
+
+
+def _nearest(whitened, weights):
+    """The component that x is nearest to, of those with a weight; also where squares overflow."""
+    sizes = jnp.abs(whitened).max(1)
+    scaled = whitened / jnp.where(sizes > 0, sizes, 1.0)[:, None]
+    return jnp.argmin(jnp.where(weights > 0, sizes * jnp.sqrt((scaled**2).sum(1)), jnp.inf))
+
+
+def _excess(t, unit, whitened, scores, solved, target, nearest):
+    """How much larger each (x - m_k)·S_k⁻¹(x - m_k) is than the nearest component's r, [K].
+
+    With d = x - m it is -t²(S_k⁻¹d_r)·(Σ_k - Σ_r)(S_r⁻¹d_r) - (m_k - m_r)·S_k⁻¹(d_r + d_k). What
+    the components share is not in it, and so neither is its rounding, which grows as the square of
+    x; but between a tight component and a wide one near by the two terms cancel, and the
+    difference as it stands is the better one. ``solved`` is S_k⁻¹d_r in the unit given.
+    """
+    bent = solved[:, :, None] * (target.covs - target.covs[nearest]) * solved[nearest]
+    apart = t * (target.means - target.means[nearest]) / unit
+    straight = apart * (solved - scores / unit)
+    parts = jnp.concatenate([t**2 * bent.reshape(len(bent), -1), straight], 1)
+    squares = (whitened**2).sum(1)
+    sizes = squares + squares[nearest], unit * (unit * jnp.abs(parts).sum(1))
+    return jnp.where(sizes[0] < sizes[1], squares - squares[nearest], -unit * (unit * parts.sum(1)))
 
 
 def _roots_and_rates(t, source, target):
@@ -182,7 +230,7 @@ def log_density(
     Shapes: ``x`` ``[d]``, the result a scalar. Raises ValueError when ``x`` does not fit or ``t``
     leaves [0, 1].
     """
-    return logsumexp(_components(t, x, source, target).log_joint)
+    return _components(t, x, source, target).log_density
 
 
 @one_dtype
@@ -192,6 +240,11 @@ def responsibilities(
     r"""Posterior of the component's label given :math:`x_t = x` (T5).
 
     .. math:: \gamma_k(t, x) = \frac{\pi_k N(x; m_k, S_k)}{\sum_j \pi_j N(x; m_j, S_j)}
+
+    Far out the rounding of ``x`` alone is seen: the logarithm of :math:`\gamma_j / \gamma_k` moves
+    by :math:`(s_j - s_k)^{\mathsf T} dx` with the scores :math:`s_k = S_k^{-1}(m_k - x)`, so that
+    it is known to about :math:`\varepsilon \lVert x \rVert \lVert s_j - s_k \rVert` and no better.
+    The derivative in a weight is finite where that is zero.
 
     Shapes: ``x`` ``[d]``, the result ``[K]``. Raises ValueError when ``x`` does not fit or ``t``
     leaves [0, 1].
@@ -237,7 +290,8 @@ def velocity_jacobian(
 ) -> Float[Array, "d d"]:
     r"""Jacobian of the optimal velocity, the paper's observational Jacobian (T8).
 
-    .. math:: \nabla v = \sum_k \gamma_k A_k(t) + \sum_k \bigl[\mu_k - \mu_0 + A_k(t)(x - m_k)\bigr]
+    .. math:: \nabla v &= \sum_k \gamma_k A_k(t) \\
+              &\quad + \sum_k \bigl[\mu_k - \mu_0 + A_k(t)(x - m_k)\bigr]
               (\nabla \gamma_k)^{\mathsf T}
 
     The first sum keeps the label's posterior fixed; the second is what x tells about the label.
@@ -350,8 +404,8 @@ def affinity_bound(
 
     .. math:: \lVert v - v_k \rVert &\le \sum_{j \ne k} \gamma_j \lVert v_j - v_k \rVert \\
               \lVert \nabla v - A_k \rVert_F
-              &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F
-              + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
+              &\le \sum_{j \ne k} \gamma_j \bigl( \lVert A_j - A_k \rVert_F \\
+              &\quad + \lVert v_j - v_k \rVert\, \lVert s_j - \bar s \rVert \bigr)
 
     Both follow from :math:`\sum_j \gamma_j = 1` and :math:`\sum_j \nabla\gamma_j = 0` by the
     triangle inequality. They vanish where :math:`\gamma_k \to 1`; how fast, and where that happens,
@@ -466,8 +520,9 @@ def affinity_on_ball(
     jacobian = jnp.linalg.norm(jacobians_apart, axis=(1, 2)) + apart * farthest
     curvature = jnp.linalg.eigvalsh(bends[:, component])[:, -1]
     exponent = (
-        parts.log_joint
-        - parts.log_joint[component]
+        jnp.log(target.weights / target.weights[component])
+        + parts.log_ratio
+        - parts.log_ratio[component]
         + radius * scores_apart[:, component]
         + radius**2 / 2 * jnp.maximum(curvature, 0.0)
     )
@@ -482,5 +537,9 @@ def _spectral_norm(matrices):
 
 def _check_component(component, target):
     count = target.weights.size
-    if not 0 <= component < count:
+    try:
+        fits = 0 <= operator.index(component) < count
+    except TypeError:  # of a value that is no integer, or is being traced
+        fits = False
+    if not fits:
         raise ValueError(f"component must be one of 0 ... {count - 1}, got {component}")

@@ -161,16 +161,21 @@ class Moment:
         .. math:: M_{ij} - M_{ik} M_{kk}^{-1} M_{kj}
 
         ``[n, n]`` with zero rows and columns at k. Raises ValueError for an index
-        or a name that is not there, for a singular :math:`M_{kk}`, and when no feature is left.
+        or a name that is not there, for a singular :math:`M_{kk}` (told in units of each feature's
+        own), and when no feature is left. Where :math:`M_{kk}` is singular once a group of samples
+        is left out, there are too few of them to tell an error: it is NaN.
         """
         k = self._labels.held("k", k)
-        if not np.linalg.matrix_rank(self.matrix[np.ix_(k, k)], hermitian=True) == len(k):
+        units = np.multiply.outer(*[_deviations(self.matrix, k)] * 2)
+        if _singular(self.matrix[np.ix_(k, k)] / units):
             shown = self._labels.shown(k)
             raise ValueError(f"features {shown} cannot be held: their own moment is singular")
+        without = _singular(np.nan_to_num(self.replicates[:, k][:, :, k] / units))[:, None, None]
+        replicates = _schur(np.where(without, np.eye(len(self.matrix)), self.replicates), k)
         return dataclasses.replace(
             self,
             matrix=_schur(self.matrix, k),
-            replicates=_schur(self.replicates, k),
+            replicates=np.where(without, np.nan, replicates),
             held=(*self.held, *k),
             kind=self.kind and f"{self.kind}, {sorted(k)} regressed out",
         )
@@ -527,9 +532,23 @@ def _correlation(matrices):
     return correlation
 
 
+def _deviations(matrices, k):
+    """Roots of the variances of features k, 1 where there is none."""
+    variances = np.diagonal(matrices, axis1=-2, axis2=-1)[..., k]
+    return np.sqrt(np.where(variances > 0, variances, 1.0))
+
+
+def _singular(matrices):
+    """Of symmetric matrices in units that make their diagonals about one."""
+    sizes = np.abs(np.linalg.eigvalsh(matrices))
+    rounding = sizes.shape[-1] * np.finfo(float).eps
+    return sizes.min(-1) <= rounding * np.maximum(1.0, sizes.max(-1))
+
+
 def _schur(matrices, k):
-    columns = matrices[..., :, k]
-    held = np.take(columns, k, axis=-2)
+    # in units of the held features, which may be far apart
+    columns = matrices[..., :, k] / _deviations(matrices, k)[..., None, :]
+    held = np.take(columns, k, axis=-2) / _deviations(matrices, k)[..., :, None]
     result = matrices - columns @ np.linalg.solve(held, np.swapaxes(columns, -1, -2))
     result[..., k, :] = 0.0
     result[..., :, k] = 0.0

@@ -103,9 +103,9 @@ class Known(nnx.Variable):
 class BesideNormal(nnx.Module):
     r"""The velocity of a normal law, which is known, and a network for what is beyond it (T2, T3).
 
-    .. math:: v(t, x \mid c) = \mu + A_t (x - t\mu)
-        + \Sigma^{1/2} S_t^{-1/2}\, g\bigl(t,\, S_t^{-1/2} (x - t\mu),\, c\bigr), \qquad
-        A_t = \bigl(t\Sigma - (1-t) I\bigr) S_t^{-1},
+    .. math:: v(t, x \mid c) &= \mu + A_t (x - t\mu) \\
+        &\quad + \Sigma^{1/2} S_t^{-1/2}\, g\bigl(t,\, S_t^{-1/2} (x - t\mu),\, c\bigr), \\
+        A_t &= \bigl(t\Sigma - (1-t) I\bigr) S_t^{-1},
 
     with :math:`S_t = (1-t)^2 I + t^2 \Sigma` and :math:`\mu = m + W c`. Where g is 0, this is the
     velocity from N(0, I) to :math:`N(m + W c, \Sigma)`. ``network`` is g: it sees points, and

@@ -1,7 +1,7 @@
 r"""Patterns of correlations, over all pairs of features: how far two of them agree, how far noise
 alone lets them, and where one lies between two others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -12,33 +12,36 @@ from cdelta.moment import Moment
 
 def correlations(matrix: Moment | Float[ArrayLike, "n n"]) -> Float[np.ndarray, " pairs"]:
     r"""The correlations :math:`M_{ij}/\sqrt{M_{ii} M_{jj}}` of the pairs i < j in a matrix of
-    moments, row by row; 0 with a feature that never changes.
+    moments, row by row; 0 with a feature that never changes, or whose estimated variance is not
+    positive (an unbiased estimate from few samples).
 
     Raises ValueError unless the matrix is square, of two features at least.
     """
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or not matrix.shape[0] == matrix.shape[1] > 1:
         raise ValueError(f"matrix must be [n, n] of n > 1 features, got shape {matrix.shape}")
-    size = np.sqrt(np.diagonal(matrix))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = matrix / size / size[:, None]
-    return np.nan_to_num(found[np.triu_indices(len(matrix), 1)], posinf=0.0, neginf=0.0)
+    varies = np.diagonal(matrix) > 0
+    size = np.sqrt(np.where(varies, np.diagonal(matrix), 1.0))
+    found = np.where(varies & varies[:, None], matrix / size / size[:, None], 0.0)
+    return found[np.triu_indices(len(matrix), 1)]
 
 
-def agreement(a: Moment, b: Moment | Float[ArrayLike, "n n"]) -> tuple[float, float]:
+def agreement(
+    a: Moment, b: Moment | Float[ArrayLike, "n n"], samples: Sequence[Hashable] = (0, 1)
+) -> tuple[float, float]:
     """Pearson coefficient, over all pairs of features, of the correlations in two moments; with its
-    standard error, from the jackknife of each.
+    standard error, from the jackknife.
 
-    The two are of independent samples; ``b`` may be a matrix, which then counts as known. Noise in
-    either lowers the coefficient: :func:`halves` says how far.
+    ``samples`` says which samples each is of: two of one label, ``(0, 0)``, are of the same, row by
+    row, and leave them out together. ``b`` may be a matrix, which then counts as known. Noise in
+    either lowers the coefficient: :func:`halves` says how far. Raises ValueError where moments of
+    one label have other groups.
     """
-    known = b.matrix if isinstance(b, Moment) else np.asarray(b)
-    mine, theirs = correlations(a.matrix), correlations(known)
-    value, error = a.estimate(lambda matrix: _pearson(correlations(matrix), theirs))
-    if isinstance(b, Moment):
-        other = b.estimate(lambda matrix: _pearson(mine, correlations(matrix)))[1]
-        error = np.hypot(error, other)
-    return float(value), float(error)
+    if not isinstance(b, Moment):
+        known = correlations(b)
+        value, error = a.estimate(lambda matrix: _pearson(correlations(matrix), known))
+        return float(value), float(error)
+    return _jackknife(_pearson, (a, b), samples)
 
 
 def distance(a: Moment, b: Moment) -> tuple[float, float]:
@@ -70,23 +73,43 @@ def halves(samples: Float[ArrayLike, "N n"], repeats: int = 10) -> float:
     return float(np.mean([_pearson(*pair) for pair in both]))
 
 
-def between(mine: Moment, start: Moment, end: Moment) -> tuple[float, float]:
+def between(
+    mine: Moment, start: Moment, end: Moment, samples: Sequence[Hashable] = (0, 1, 2)
+) -> tuple[float, float]:
     r"""Where a pattern lies on the way from one to another: b in :math:`\text{mine} =
     \text{start} + b\,(\text{end} - \text{start})`, by least squares over the correlations of all
-    pairs, and its standard error, from the jackknife of each of the three.
+    pairs, and its standard error, from the jackknife.
 
     0 where it is the one, 1 where it is the other; what lies off the way does not count.
+    ``samples`` and errors as in :func:`agreement`; class means that were taken from the samples
+    are not taken again, which leaves the error on the large side.
     """
-    patterns = [correlations(moment.matrix) for moment in (mine, start, end)]
-    varied: list[Callable] = [
-        lambda matrix: _between(correlations(matrix), patterns[1], patterns[2]),
-        lambda matrix: _between(patterns[0], correlations(matrix), patterns[2]),
-        lambda matrix: _between(patterns[0], patterns[1], correlations(matrix)),
-    ]
-    errors = [
-        moment.estimate(vary)[1] for moment, vary in zip((mine, start, end), varied, strict=True)
-    ]
-    return float(_between(*patterns)), float(np.sqrt(np.square(errors).sum()))
+    return _jackknife(_between, (mine, start, end), samples)
+
+
+def _jackknife(
+    function: Callable[..., float], moments: Sequence[Moment], samples: Sequence[Hashable]
+) -> tuple[float, float]:
+    """A function of the correlations in several moments, and its standard error: the moments of the
+    same samples lose a group of them together, those of others are independent."""
+    if len(samples) != len(moments):
+        raise ValueError(f"samples must be a label for each of {len(moments)}, got {samples!r}")
+    known = [correlations(moment.matrix) for moment in moments]
+    square = 0.0
+    for label in dict.fromkeys(samples):
+        mine = [i for i, own in enumerate(samples) if own == label]
+        first = moments[mine[0]]
+        if any(not np.array_equal(moments[i].shares, first.shares) for i in mine):
+            raise ValueError(
+                f"samples must name moments of the same samples alike, but those of {label!r} have "
+                "other groups"
+            )
+        found = []
+        for parts in zip(*(moments[i].replicates for i in mine), strict=True):
+            less = {i: correlations(part) for i, part in zip(mine, parts, strict=True)}
+            found.append(function(*(dict(enumerate(known)) | less).values()))
+        square += float(first._stderr(np.asarray(function(*known)), np.array(found))) ** 2
+    return float(function(*known)), float(np.sqrt(square))
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:

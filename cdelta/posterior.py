@@ -79,7 +79,9 @@ class Empirical:
 
     @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n ..."]:
-        """``n`` independent draws: a point each, moved by the bandwidth's noise."""
+        """``n`` independent draws: a point each, moved by the bandwidth's noise. Raises ValueError
+        when n is not a positive integer."""
+        n = _check.count("n", n)
         key_point, key_noise = jax.random.split(key)
         drawn = jax.random.choice(key_point, self.points, (n,))
         return drawn + self.bandwidth * jax.random.normal(key_noise, drawn.shape, drawn.dtype)
@@ -114,8 +116,8 @@ def cov(
     between them (C5).
 
     .. math:: \operatorname{Cov}[x_1 \mid x_t = x]
-              = \sum_k \gamma_k \Bigl( (1-t)^2\, \Sigma_k S_k^{-1} \Sigma_0
-              + (\hat\mu_k - \hat\mu)(\hat\mu_k - \hat\mu)^{\mathsf T} \Bigr)
+              &= \sum_k \gamma_k \Bigl( (1-t)^2\, \Sigma_k S_k^{-1} \Sigma_0 \\
+              &\quad + (\hat\mu_k - \hat\mu)(\hat\mu_k - \hat\mu)^{\mathsf T} \Bigr)
 
     with :math:`\hat\mu_k` the posterior mean given component k. On a dataset the components are the
     points.
@@ -133,7 +135,8 @@ def cov(
     t, x, target = _closed(t, x, source, target)
     parts = mixture._components(t, x, source, target)
     within = (1 - t) ** 2 * jnp.swapaxes(parts.solve(target.covs), 1, 2) @ source.cov
-    between = _weighted_cov(parts.responsibilities, _component_means(t, parts, target))
+    # the components' means are x + (1-t) v_k: close to t = 1 they differ by less than x's rounding
+    between = (1 - t) ** 2 * _weighted_cov(parts.responsibilities, parts.velocities)
     return _symmetric(jnp.einsum("k,kij->ij", parts.responsibilities, within) + between)
 
 

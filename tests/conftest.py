@@ -3,17 +3,32 @@ float64."""
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
+from threads import THREADS
 
 # Thousands of programs are compiled here and run once or twice: compiled fast (no optimization by
 # LLVM, and the older of two ways to write a fused kernel), not to run fast.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+
+for _name, _value in THREADS.items():
+    os.environ.setdefault(_name, _value)
+
+# What one process compiled, another need not: the workers, and what tests start, share a folder
+# that lives as long as the run. The first process to come here makes it, the others inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-", ignore_cleanup_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _compiled.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
 
 # Before cdelta is imported for the first time: each annotation becomes a check.
 jaxtyping.install_import_hook("cdelta", "beartype.beartype")

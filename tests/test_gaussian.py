@@ -320,6 +320,19 @@ def test_single_precision_stays_single_and_transforms_compose():
         assert np.isfinite(gradient)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e-12, 1e-60])
+def test_a_covariance_may_have_any_units(unit):
+    """What is positive definite stays so: the eigenvalues alone would say no, lost in rounding."""
+    units = jnp.array([unit, 1.0, 1 / unit])
+    correlation = jnp.array([[1.0, 0.9, 0.5], [0.9, 1.0, 0.5], [0.5, 0.5, 1.0]])
+    one = Gaussian(jnp.zeros(3), correlation * jnp.outer(units, units))
+    draws = one.sample(jax.random.key(0), 4000) / units
+    np.testing.assert_allclose(jnp.corrcoef(draws.T), correlation, atol=0.08)
+    impossible = correlation.at[0, 1].set(1.1).at[1, 0].set(1.1)
+    with pytest.raises(ValueError, match="positive definite"):
+        Gaussian(jnp.zeros(3), impossible * jnp.outer(units, units))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -367,6 +380,15 @@ def test_single_precision_stays_single_and_transforms_compose():
         (
             lambda: gaussian.flow_jacobian(0.1, None, Gaussian.standard(3)),
             "source must be a cdelta.Gaussian",
+        ),
+        (lambda: Gaussian.standard(-1), "d must be a positive integer, got -1"),
+        (
+            lambda: Gaussian.standard(2).sample(jax.random.key(0), -1),
+            "n must be a positive integer",
+        ),
+        (
+            lambda: Gaussian.standard(2).sample(jax.random.key(0), 1.5),
+            "n must be a positive integer",
         ),
     ],
 )

@@ -129,9 +129,13 @@ def test_across_trainings_the_error_covers_what_differs():
     assert ledger.across([0.3], [0.1]) == (0.3, 0.1)
     value, error = ledger.across([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
     assert value == 2 and error == pytest.approx(4.302653 / 2 / np.sqrt(3), rel=1e-6)
+    table = draws[:3].T  # [training, entry]
+    mean, error = ledger.across(table)
+    rows = [ledger.across(column, [0.0] * 3) for column in table.T]
+    np.testing.assert_allclose(np.transpose([mean, error]), rows, rtol=1e-14)
 
 
-@pytest.mark.parametrize(("values", "stderrs"), [([], []), ([1.0, 2.0], [1.0])])
+@pytest.mark.parametrize(("values", "stderrs"), [([], []), ([], None), ([1.0, 2.0], [1.0])])
 def test_across_refuses(values, stderrs):
     with pytest.raises(ValueError, match="equally many"):
         ledger.across(values, stderrs)
@@ -241,7 +245,7 @@ def test_a_check_that_its_null_passes_is_missed(record, capsys):
     assert capsys.readouterr().out == (
         "PASS E5 · agreement: 0.8 ≥ 0.5 (beside it, shuffled: 0.10 ± 0.10)\n"
     )
-    with pytest.raises(ledger.ClaimError, match="so does shuffled, and the check decides nothing"):
+    with pytest.raises(ledger.ClaimError, match="met too by: shuffled: the check decides nothing"):
         ledger.check("E5", "agreement", 0.8, (0.5, None), null={"shuffled": (0.3, 0.1)})
     assert [entry["passed"] for entry in record()] == [True, False]
     assert record()[0]["null"] == [{"name": "shuffled", "value": 0.1, "stderr": 0.1}]

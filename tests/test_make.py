@@ -54,7 +54,7 @@ def test_the_site_is_a_tree_of_its_own(make):
     calls = make("site")
     assert calls[0] == "a book: python book/execute.py --profile smoke --jobs 2 --out _build/smoke"
     assert calls[1] == "site: jupyter-book build . -W --keep-going -n -q"
-    assert calls[2] == "a book: python -m pytest -q tests/notebooks/test_pages.py"
+    assert make("look") == ["a book: python -m pytest -q tests/notebooks/test_pages.py"]
     site = make.root / "_build/site"
     assert sorted(path.name for path in (site / "book").iterdir()) == [
         "_static",
@@ -73,6 +73,8 @@ def test_options_reach_the_scripts(make):
     assert make("mutants", "NAMES=flow causal", "SAMPLE=8") == [
         "a book: python -m tests.mutants flow causal --sample 8"
     ]
+    assert make("again")[1:] == ["a book: python -m tests.notebooks.again _build/smoke --jobs 2"]
+    assert make("again", "SAMPLE=6")[1].endswith("_build/smoke --jobs 2 --sample 6")
     assert make("serve", "PORT=8123") == ["a book: python book/serve.py 8123"]
     assert make("lab") == ["a book: python book/lab.py"]
 

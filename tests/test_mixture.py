@@ -1,6 +1,8 @@
 """T4–T12 against quadrature, the continuity equation, autodiff and each component's Gaussian
 flow."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -394,6 +396,121 @@ def test_far_tail_is_finite_and_affine_where_every_density_underflows(t, size):
         )
 
 
+def by_fractions(t, x, target):
+    """Responsibilities by Bayes' rule from a standard normal, in the plane, squares exactly."""
+    squares, dets = [], []
+    t, x = Fraction(float(t)), [Fraction(float(one)) for one in x]
+    for mean, cov in zip(target.means.tolist(), target.covs.tolist(), strict=True):
+        (a, b), (_, c) = [[t**2 * Fraction(one) for one in row] for row in cov]
+        a, c = a + (1 - t) ** 2, c + (1 - t) ** 2
+        u, v = (one - t * Fraction(m) for one, m in zip(x, mean, strict=True))
+        dets.append(float(a * c - b * b))
+        squares.append((c * u * u - 2 * b * u * v + a * v * v) / (a * c - b * b))
+    excess = np.array([float(one - min(squares)) for one in squares])
+    logs = np.log(np.asarray(target.weights, float)) - (excess + np.log(dets)) / 2
+    shares = np.exp(logs - logs.max())
+    return shares / shares.sum()
+
+
+STEPS = np.linspace(-2, 2, 9)
+TIGHT, WIDE = np.array([[0.01, 0.002], [0.002, 0.02]]), np.array([[1.0, 0.3], [0.3, 2]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("covs", [[WIDE] * 3, [WIDE, WIDE, TIGHT], [WIDE, 1.001 * WIDE, TIGHT]])
+def test_far_out_responsibilities_are_as_good_as_their_input(dtype, covs):
+    """Where two components are even, along a line that they share: what rounding of x would do."""
+    t, means = dtype(0.5), np.array([[1, 0], [-1, 0.5], [0.25, -1]], dtype)
+    target = GaussianMixture(np.array([0.25, 0.5, 0.25], dtype), means, np.array(covs, dtype))
+    source = Gaussian(np.zeros(2, dtype), dtype(1))
+    along = 0.25 * (np.eye(2) + WIDE) @ [0.25, 1]  # orthogonal to the means' difference, in S
+    x = [[size * along + step * np.array([1, -0.25]) for size in (10, 1e3, 1e5)] for step in STEPS]
+    x = np.array(x).reshape(-1, 2).astype(dtype)
+    found = jax.jit(jax.vmap(lambda x: mixture.responsibilities(t, x, source, target)))(x)
+    marginals = 0.25 * (np.eye(2) + np.asarray(target.covs, np.float64))
+    scores = [(means[k] / 2 - x) @ np.linalg.inv(marginals[k]) for k in (0, 1)]
+    moved = (np.abs(scores[0] - scores[1]) * np.abs(x)).sum(1)
+    expected = np.stack([by_fractions(t, one, target) for one in x])
+    assert (np.abs(found - expected).max(1) <= np.finfo(dtype).eps * (4 + 2 * moved)).all()
+
+
+def test_responsibilities_where_a_tight_component_gives_way_to_a_wide_one():
+    means = np.array([[1, 0], [0.02, 0.01]], np.float32)
+    covs = np.array([1e-4 * np.eye(2), np.eye(2)], np.float32)
+    target = GaussianMixture(np.array([0.5, 0.5], np.float32), means, covs)
+    source = Gaussian(np.zeros(2, np.float32), np.float32(1))
+    t = np.float32(0.99)
+    x = t * means[0] + np.linspace(0, 0.08, 33)[:, None] * np.array([0.6, 0.8])
+    x = x.astype(np.float32)
+    expected = np.stack([by_fractions(t, one, target) for one in x])
+    assert ((expected[:, 0] > 0.05) & (expected[:, 0] < 0.95)).sum() > 1
+    found = jax.jit(jax.vmap(lambda x: mixture.responsibilities(t, x, source, target)))(x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nothing_is_undefined_where_squares_of_x_leave_the_range(dtype):
+    size = dtype(1e20 if dtype == np.float32 else 1e155)
+    source = Gaussian(np.zeros(2, dtype), dtype(1))
+    means = np.array([[1, 0], [-1, 0.5], [0.25, -1]], dtype)
+    weights = np.array([0.25, 0.5, 0.25], dtype)
+    even = GaussianMixture(weights, means, np.array([np.eye(2)] * 3, dtype))
+    t = dtype(0.5)
+    # of one covariance: the mean farthest along x takes all; where all are as far, Bayes' rule
+    x = size * np.array([-1, 0], dtype)
+    np.testing.assert_array_equal(mixture.responsibilities(t, x, source, even), [0, 1, 0])
+    level = GaussianMixture(weights, means * [0, 1], even.covs)
+    shares = np.array([0.25, 0.5, 0.25]) * np.exp(-(0.5**2) * means[:, 1] ** 2)  # t²m² / 2S
+    np.testing.assert_allclose(
+        mixture.responsibilities(t, x, source, level),
+        shares / shares.sum(),
+        rtol=0,
+        atol=10 * np.finfo(dtype).eps,
+    )
+    # the widest takes all, and the log density falls as the square: -inf, with the score for slope
+    wide = GaussianMixture(weights, means, np.array([WIDE, 2 * WIDE, TIGHT], dtype))
+    x = size * np.array([1, -0.5], dtype)
+    np.testing.assert_array_equal(mixture.responsibilities(t, x, source, wide), [0, 1, 0])
+    assert mixture.log_density(t, x, source, wide) == -np.inf
+    if dtype == np.float32:
+        slope = jax.grad(lambda x: mixture.log_density(t, x, source, wide))(x)
+        expected = -np.linalg.solve(0.25 * (np.eye(2) + 2 * WIDE), x.astype(np.float64))
+        np.testing.assert_allclose(slope, expected, rtol=20 * np.finfo(dtype).eps)
+
+
+def test_slopes_in_weights_are_finite_where_one_is_zero():
+    _, target = laws.pair_mixture(41, 2)
+    source, x, t = Gaussian.standard(2), jnp.array([0.3, -0.2]), 0.6
+    laws_at = [
+        scipy.stats.multivariate_normal(t * m, (1 - t) ** 2 * np.eye(2) + t**2 * c).pdf(x)
+        for m, c in zip(target.means, target.covs, strict=True)
+    ]
+    weights, densities = np.array([0.0, 0.4, 0.6]), np.array(laws_at)
+
+    def of(weights):
+        return GaussianMixture(weights, target.means, target.covs)
+
+    # with total p = Σ w f and weights divided by their sum: d(w_k f_k / p) = (δ_kj f_j - γ_k f_j)/p
+    total = weights @ densities
+    gamma = weights * densities / total
+    expected = (np.diag(densities) - np.outer(gamma, densities)) / total
+    slopes = jax.jacrev(lambda w: mixture.responsibilities(t, x, source, of(w)))(weights)
+    np.testing.assert_allclose(slopes, expected, rtol=0, atol=1e-12)
+    slope = jax.grad(lambda w: mixture.log_density(t, x, source, of(w)))(weights)
+    np.testing.assert_allclose(slope, densities / total - 1, rtol=0, atol=1e-12)
+
+
+def test_a_component_of_weight_zero_that_would_be_far_likelier_changes_nothing():
+    means, covs = np.array([[0.0], [900.0]]), np.ones((2, 1, 1))
+    target = GaussianMixture(np.array([1.0, 0.0]), means, covs)
+    source, x = Gaussian.standard(1), jnp.array([900.0])
+    np.testing.assert_array_equal(mixture.responsibilities(1.0, x, source, target), [1, 0])
+    expected = scipy.stats.norm.logpdf(900.0)
+    assert mixture.log_density(1.0, x, source, target) == pytest.approx(expected, rel=1e-14)
+    slope = jax.grad(lambda x: mixture.log_density(1.0, x, source, target))(x)
+    np.testing.assert_allclose(slope, [-900.0], rtol=1e-14)
+
+
 def test_moments_and_sampling():
     target = laws.mixture(jax.random.key(38), 3)
     draws = np.asarray(target.sample(jax.random.key(0), 200_000))
@@ -507,6 +624,10 @@ def test_zero_weights_are_allowed():
             "one of 0 ... 2, got 3",
         ),
         (
+            lambda: mixture.affinity_bound(0.5, jnp.ones(2), *laws.pair_mixture(0, 2), 1.5),
+            "one of 0 ... 2, got 1.5",
+        ),
+        (
             lambda: mixture.affinity_on_ball(0.5, 1.0, *laws.pair_mixture(0, 2), -1),
             "one of 0 ... 2, got -1",
         ),
@@ -524,8 +645,57 @@ def test_zero_weights_are_allowed():
             ),
             "component must have a positive weight, got component 0",
         ),
+        (
+            lambda: GaussianMixture([0.5, 0.5], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))).sample(
+                jax.random.key(0), -1
+            ),
+            "n must be a positive integer, got -1",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def solves_needed(jaxpr, given):
+    """How many triangular solves there are, and the pairs of which the later does not need the
+    earlier. ``given``: which of them each argument needs, none."""
+    pairs, order = [], []
+
+    def walk(jaxpr, given):
+        needs = dict(zip(jaxpr.invars, given, strict=True))
+
+        def of(atom):
+            return frozenset() if hasattr(atom, "val") else needs.get(atom, frozenset())
+
+        for eqn in jaxpr.eqns:
+            before = frozenset().union(*map(of, eqn.invars))
+            inner = [eqn.params[name] for name in ("jaxpr", "call_jaxpr") if name in eqn.params]
+            if inner:
+                inside = getattr(inner[0], "jaxpr", inner[0])
+                found = walk(inside, list(map(of, eqn.invars)))
+            else:
+                if eqn.primitive.name == "triangular_solve":
+                    pairs.extend((other, len(order)) for other in order if other not in before)
+                    order.append(len(order))
+                    before |= {order[-1]}
+                found = [before] * len(eqn.outvars)
+            needs |= dict(zip(eqn.outvars, found, strict=True))
+        return list(map(of, jaxpr.outvars))
+
+    walk(jaxpr, given)
+    return len(order), pairs
+
+
+@pytest.mark.parametrize(
+    "function", [mixture.log_density, mixture.responsibilities, mixture.velocity]
+)
+def test_no_two_triangular_solves_can_run_at_once(function):
+    """On a large batch each would take all threads, and with two threads both wait for good."""
+    source, target = laws.pair_mixture(2, 2)
+    traced = jax.make_jaxpr(jax.vmap(lambda t, x: function(t, x, source, target), (None, 0)))(
+        0.5, jnp.zeros((7, 2))
+    ).jaxpr
+    count, at_once = solves_needed(traced, [frozenset()] * len(traced.invars))
+    assert count >= 2 and at_once == []

@@ -560,3 +560,42 @@ def test_distances_in_standard_errors_are_of_the_distinct_entries():
     np.testing.assert_allclose(moment.z_scores(other), both, rtol=1e-12)
     with pytest.raises(ValueError, match=r"truth must have shape \(\d, \d\), got \(2, 2\)"):
         moment.z_scores(np.eye(2))
+
+
+def of_samples(x, blocks=10):
+    """The moment of samples about zero, with its delete-one-group replicates."""
+    groups = x.reshape(blocks, -1, x.shape[1])
+    left = [np.delete(groups, b, axis=0).reshape(-1, x.shape[1]) for b in range(blocks)]
+    replicates = np.stack([part.T @ part / len(part) for part in left])
+    return Moment(x.T @ x / len(x), replicates, np.full(blocks, 1 / blocks), len(x), float(len(x)))
+
+
+@pytest.mark.parametrize("rounding", [0.0, -5e-17, 5e-17])
+def test_an_error_that_too_few_groups_cannot_tell_is_not_a_number(rounding):
+    """Of three groups one alone makes the held feature vary: nothing is regressed on it without."""
+    whole = np.array([[0.5, 1.0], [1.0, 3.0]])
+    without = np.array([[rounding, 0.0], [0.0, 0.5]])
+    replicates = np.stack([whole, 2 * whole, without])
+    moment = Moment(whole, replicates, np.full(3, 1 / 3), 3, 3.0)
+    partial = moment.partial(0)
+    assert partial.matrix[1, 1] == pytest.approx(1.0) and np.isnan(partial.stderr[1, 1])
+    told = Moment(whole, np.stack([whole, 2 * whole, whole]), np.full(3, 1 / 3), 3, 3.0).partial(0)
+    assert told.stderr[1, 1] == pytest.approx(np.sqrt(2 / 3))  # (1 - 1/3)(2 - 1)²
+
+
+def test_what_can_be_held_does_not_know_units():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 4)) @ rng.normal(size=(4, 4))
+    units = np.array([1e9, 1e-9, 1.0, 1e4])
+    moment = of_samples(x * units).partial([0, 1])
+    # regressed by QR, which has no products of units in it
+    basis, _ = np.linalg.qr(x[:, :2])
+    rest = x[:, 2:] - basis @ (basis.T @ x[:, 2:])
+    expected = rest.T @ rest / len(x)
+    scale = np.outer(units, units)
+    np.testing.assert_allclose((moment.matrix / scale)[2:, 2:], expected, rtol=1e-12)
+    stderr = of_samples(x).partial([0, 1]).stderr
+    np.testing.assert_allclose((moment.stderr / scale)[2:, 2:], stderr[2:, 2:], rtol=1e-9)
+    for singular in (x * [0, 1, 1, 1], np.c_[x[:, 0], 2 * x[:, 0], x[:, 2:]]):
+        with pytest.raises(ValueError, match="cannot be held: their own moment is singular"):
+            of_samples(singular * units).partial([0, 1])

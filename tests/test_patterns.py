@@ -32,6 +32,14 @@ def test_correlations_are_those_of_the_pairs_row_by_row(rng):
     np.testing.assert_allclose(patterns.correlations(constant), [0, 0.5, 0])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("variance", [0.0, -0.3])
+def test_a_feature_without_a_variance_correlates_with_none(variance):
+    """An unbiased estimate from few samples may be negative."""
+    matrix = np.array([[4.0, 0.2, 1.0], [0.2, variance, 0.1], [1.0, 0.1, 1.0]])
+    np.testing.assert_allclose(patterns.correlations(matrix), [0.0, 0.5, 0.0])
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("matrix", [np.ones((2, 3)), np.ones(4), np.ones((1, 1))])
 def test_correlations_need_a_square(matrix):
@@ -98,6 +106,31 @@ def test_between_finds_the_place_and_its_error(rng):
         for _ in range(60)
     ])  # fmt: skip
     assert 0.8 < found[:, 1].mean() / found[:, 0].std() < 1.3
+
+
+def test_moments_of_the_same_samples_vary_together(rng):
+    """Samples of three classes, within and in total, and a noisy reading of them: all of one draw.
+    Errors that take the three for independent are those of other draws."""
+    centres, root = 1.5 * rng.normal(size=(3, 6)), np.linalg.cholesky(law(6, 3))
+    of_b, of_r, apart = [], [], []
+    for _ in range(60):
+        label = rng.integers(3, size=240)
+        noise = rng.normal(size=(240, 6)) @ root.T
+        whole = noise + centres[label]
+        inside = whole - centres[label]
+        read = inside + 0.4 * centres[label] + 0.05 * rng.normal(size=whole.shape)
+        mine, start, end = map(sample_moment, (read, inside, whole))
+        of_b.append(patterns.between(mine, start, end, (0, 0, 0)))
+        of_r.append(patterns.agreement(end, start, (0, 0)))
+        apart.append((patterns.between(mine, start, end)[1], patterns.agreement(end, start)[1]))
+    for found, alone, more in zip((of_b, of_r), np.mean(apart, 0), (2, 1.15), strict=True):
+        value, error = np.transpose(found)
+        assert 0.75 < error.mean() / value.std() < 1.35
+        assert alone > more * error.mean()
+    with pytest.raises(ValueError, match="have other groups"):
+        patterns.agreement(end, sample_moment(whole[:30]), ("same", "same"))
+    with pytest.raises(ValueError, match="a label for each of 3"):
+        patterns.between(mine, start, end, (0, 0))
 
 
 def _with(rng, cov, samples=60):

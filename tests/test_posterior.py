@@ -398,6 +398,7 @@ def test_moments_and_sampling_of_a_dataset():
             lambda: posterior.cov(-0.5, jnp.ones(3), Gaussian.standard(3), dataset()),
             "t must lie in",
         ),
+        (lambda: dataset().sample(jax.random.key(0), -1), "n must be a positive integer, got -1"),
     ],
 )
 def test_bad_input_is_refused(call, message):
@@ -415,3 +416,31 @@ def test_gaussian_and_mixture_targets_use_their_closed_forms():
     np.testing.assert_array_equal(
         posterior.velocity(0.4, x, source, source), gaussian.velocity(0.4, x, source, source)
     )
+
+
+def test_covariance_between_components_close_to_one():
+    """In single precision, where the components' means differ by less than the rounding of x."""
+    t = 1 - np.float32(2**-14)
+    weights, means = np.array([0.5, 0.5], np.float32), np.array([[4, 8], [5, 8]], np.float32)
+    covs = np.array([np.eye(2), [[2, 0.5], [0.5, 1]]], np.float32)
+    source = Gaussian(np.zeros(2, np.float32), np.float32(1))
+    x = np.array([4.5, 8.25], np.float32)
+    found = posterior.cov(t, x, source, GaussianMixture(weights, means, covs))
+    assert found.dtype == np.float32
+    left, t = 1 - float(t), float(t)
+    spreads = [left**2 * np.eye(2) + t**2 * cov.astype(float) for cov in covs]
+    laws_at = [
+        scipy.stats.multivariate_normal(t * m.astype(float), s)
+        for m, s in zip(means, spreads)  # noqa: B905
+    ]
+    gamma = np.array([law.pdf(x) for law in laws_at])
+    gamma /= gamma.sum()
+    # E[x1 - x | x, k] is (1-t) times the component's velocity, T6
+    off = [
+        left * (m + (t * c - left * np.eye(2)) @ np.linalg.solve(s, x - t * m))
+        for m, c, s in zip(means.astype(float), covs.astype(float), spreads)  # noqa: B905
+    ]
+    off = np.array(off) - gamma @ np.array(off)
+    within = [left**2 * c @ np.linalg.inv(s) for c, s in zip(covs.astype(float), spreads)]  # noqa: B905
+    expected = np.einsum("k,kij->ij", gamma, np.array(within) + off[:, :, None] * off[:, None])
+    np.testing.assert_allclose(found / left**2, expected / left**2, rtol=0, atol=1e-5)

@@ -16,3 +16,6 @@ def test_an_unknown_profile_is_refused_by_name():
         profiles.choose("bok", SETTINGS)
     with pytest.raises(ValueError, match=r"settings must be those of .*, got \['smoke'\]"):
         profiles.choose("smoke", {"smoke": {}})
+    for name in profiles.NAMES:  # whichever is asked for
+        with pytest.raises(ValueError, match="the profile book lacks m, n"):
+            profiles.choose(name, {"smoke": {"n": 1, "m": 2}, "book": {}, "paper": {"n": 3}})

@@ -105,7 +105,7 @@ def test_double_precision_of_the_host_is_kept_where_that_of_jax_is_single():
         share = quality.change(before, after, truth).share
         errors = quality.pixel_error(before, truth)
     assert found.value == 1e8 + 1.5
-    assert found.stderr == pytest.approx(np.sqrt(5 / 3 / 4), rel=1e-7)
+    assert found.stderr == pytest.approx(3.182446305 / 2 * np.sqrt(5 / 3 / 4), rel=1e-7)
     np.testing.assert_allclose(share, 0.5, rtol=1e-7)
     np.testing.assert_allclose(errors, 0.01, rtol=1e-7)
 
@@ -163,7 +163,21 @@ def test_refusals(call, message):
 
 def test_the_mean_and_its_error():
     found = quality.average(np.array([1.0, 2.0, 4.0, 5.0]))
-    assert found.value == 3 and found.stderr == pytest.approx(np.sqrt(10 / 3 / 4))
+    # the 97.5 % quantile of Student's law with three degrees of freedom is 3.1824
+    assert found.value == 3
+    assert found.stderr == pytest.approx(3.18245 / 2 * np.sqrt(10 / 3 / 4), rel=1e-5)
+    many = np.arange(100.0)
+    assert quality.average(many).stderr == pytest.approx(many.std(ddof=1) / 10)
+
+
+@pytest.mark.parametrize("n", [3, 8, 30])
+def test_twice_the_error_of_few_values_covers_95_percent(n):
+    draws = RNG.normal(size=(4_000, n))
+    means, errors = np.transpose([quality.average(x) for x in draws])
+    covered = (abs(means) <= 2 * errors).mean()
+    assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 4_000))
+    value, error = quality.jackknife(lambda w: draws[0] @ w / w.sum(), n)
+    assert (value, error) == pytest.approx(quality.average(draws[0]))
 
 
 def test_leaving_one_out_gives_the_error_of_a_mean_and_of_a_ratio():

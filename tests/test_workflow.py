@@ -19,7 +19,9 @@ def commands(job):
 
 def test_every_change_is_tested_and_only_what_passed_is_published(jobs):
     assert commands(jobs["test"]) == ["make test"] and "if" not in jobs["test"]
-    assert jobs["publish"]["needs"] == "test"
+    # of which make test takes a sample
+    assert commands(jobs["again"]) == ["make again"] and "if" not in jobs["again"]
+    assert jobs["publish"]["needs"] == ["test", "again"]
     assert "refs/heads/main" in jobs["publish"]["if"]
     build, exist, publish = commands(jobs["publish"])
     assert build == "make book" and "no page" in exist and "git push" in publish

@@ -76,6 +76,14 @@
       word.append(opening || "", whole, closing || "");
     }
   };
+  // On paper the ledger's lines are open: where the style sheet cannot do it.
+  const checks = () => document.querySelectorAll("details.cd-checks:not([open])");
+  addEventListener("beforeprint", () => checks().forEach(fold => fold.open = fold.dataset.folded = true));
+  addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach(fold => {
+    fold.open = false;
+    delete fold.dataset.folded;
+  }));
+
   // What a search result quotes of a page: its prose, without code, contents and TeX.
   if (typeof Search !== "undefined") {
     const plain = tex => tex.replace(/\\[()]/g, "").replace(/\\(?:mathbb|mathcal|mathsf|operatorname|text)\b/g, "")

@@ -36,8 +36,8 @@ class CausalFlow(_Model):
     (C12).
 
     .. math:: \frac{dx_k}{dt} &= v_k(t, x_k \mid x_{\text{pa}(k)}), \\
-        v_k &= E\bigl[x_k - \varepsilon_k \bigm| x_{k,t},\, x_{\text{pa}(k)}\bigr], \qquad
-        x_{k,t} = (1-t)\,\varepsilon_k + t\,x_k,
+        v_k &= E\bigl[x_k - \varepsilon_k \bigm| x_{k,t},\, x_{\text{pa}(k)}\bigr], \\
+        x_{k,t} &= (1-t)\,\varepsilon_k + t\,x_k,
 
     in causal order, the noises :math:`\varepsilon_k` at :math:`t = 0` standard normal. Stacked,
     these flows are the increasing triangular (Knothe–Rosenblatt) map; it is the structural model

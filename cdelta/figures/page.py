@@ -14,11 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import LayoutEngine
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from cdelta._text import describe
-from cdelta.figures.panels import ROOM, shared_axis, windows
+from cdelta.figures.panels import ROOM, shared_axes, windows
 from cdelta.figures.style import DIVERGING, SEQUENTIAL, SMALLEST, THEMED
 
 # A picture is what it is in both themes; in a heat map, and in what else is rasterised, the dark
@@ -105,13 +106,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
 
 def quote(**texts: Any) -> None:
     """Keep what the prose says of a result under a name, by which it is written into the text
-    (``{glue:text}`name```): a pair ``(value, stderr)`` as ``value ± stderr``, all else as it is."""
+    (``{glue:text}`name```): a pair ``(value, stderr)`` as ``value ± stderr``, all else as it is,
+    but with powers of ten for an e (5·10⁻⁷)."""
     from myst_nb import glue
 
     for name, text in texts.items():
         if isinstance(text, tuple):
             text = describe(*text).replace("-", "\N{MINUS SIGN}")
-        glue(name, str(text), display=False)
+        glue(name, _POWER.sub(_raised, str(text)), display=False)
+
+
+_POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?)0*(\d+)\b")
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _raised(power: re.Match) -> str:
+    exponent = power[2].strip("+") + power[3]
+    return f"{power[1]}·10{exponent.translate(_RAISED)}"
 
 
 _APART = re.compile(r"\\\(.*?\\\)|<code\b.*?</code>|<[^>]*>", re.S)  # TeX, code, tags
@@ -182,12 +193,12 @@ def drawn(
                 f"got {text.get_fontsize():g} of {text.get_text()!r}"
             )
     _in_both_themes(fig)
-    # The constrained layout needs a second pass to settle: without this one the file would depend
-    # on whether the figure had been drawn before.
-    fig.draw_without_rendering()
-    panels = [] if narrow else [(panel, shared_axis(fig, panel)) for panel in windows(fig)]
+    layout = _settled(fig)
+    panels = [] if narrow else [(panel, *shared_axes(fig, panel)) for panel in windows(fig)]
     svg = _themed(edit(_written(fig)))
     if narrow:
+        if layout is not None:
+            fig.set_layout_engine(layout)
         fig.set_size_inches(*narrow)
         fig.draw_without_rendering()
         second = _themed(_written(fig))
@@ -202,11 +213,22 @@ def drawn(
     told = f'role="img" aria-label="{html.escape(alt)}"'
     kind = 'class="cd-whole" ' if panels or narrow else ""
     svg = _headed(svg, kind + told, _INLINE, group)
-    for panel, axis in panels:
-        svg += _window(panel, axis, f'<use href="#{prefix}-whole"/>')
+    for panel, *axes in panels:
+        svg += _window(panel, *axes, f'<use href="#{prefix}-whole"/>')
     if narrow:
         svg += _headed(_without(_own_ids(second, prefix), svg), _HIDDEN, _SECOND)
     return svg, prefix
+
+
+def _settled(fig: Figure) -> LayoutEngine | None:
+    """Lay the figure out, and leave it so: what is measured is what is written. Its engine."""
+    # The constrained layout needs a second pass to settle. What writes SVG has letters of other
+    # widths than what measures, and would lay it out again.
+    fig.draw_without_rendering()
+    fig.draw_without_rendering()
+    layout = fig.get_layout_engine()
+    fig.set_layout_engine("none")
+    return layout
 
 
 def _in_both_themes(fig: Figure) -> None:
@@ -276,21 +298,33 @@ def _without(second: str, first: str) -> str:
 
 
 def _window(
-    panel: tuple[float, float, float, float], axis: tuple[float, float] | None, drawing: str
+    panel: tuple[float, float, float, float],
+    axis: tuple[float, float, float] | None,
+    numbers: tuple[float, float] | None,
+    drawing: str,
 ) -> str:
-    """A window onto a panel, and before it one onto the y axis that it shares with another."""
+    """A window onto a panel; before it one onto the y axis, below it one onto the x axis that it
+    shares with another."""
     x, y, wide, high = panel
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {_HIDDEN} '
-    if axis is None:
+    if axis is None and numbers is None:
         box, inside, total = f"{x:.1f} {y:.1f} {wide:.1f} {high:.1f}", drawing, wide
     else:
-        left, before = axis
+        left, before, tall = axis or (x, 0.0, high)
+        top, below = numbers or (y, 0.0)
         total = before + wide
-        box = f"0 0 {total:.1f} {high:.1f}"
+        box = f"0 0 {total:.1f} {high + below:.1f}"
+        across, under = f'x="{before:.1f}"', f' y="{high:.1f}"'
+        parts = (
+            ('x="0.0"', left, y, before, min(tall, high)),
+            (across, x, y, wide, high),
+            (across + under, x, top, wide, below),
+        )
         inside = "".join(
-            f'<svg x="{place:.1f}" width="{width:.1f}" height="{high:.1f}" '
-            f'viewBox="{start:.1f} {y:.1f} {width:.1f} {high:.1f}">{drawing}</svg>'
-            for place, start, width in ((0, left, before), (before, x, wide))
+            f'<svg {place} width="{width:.1f}" height="{height:.1f}" '
+            f'viewBox="{start:.1f} {upper:.1f} {width:.1f} {height:.1f}">{drawing}</svg>'
+            for place, start, upper, width, height in parts
+            if width and height
         )
     return f'{head}viewBox="{box}" style="{_PANEL.format(width=total)}">{inside}</svg>'
 

@@ -128,6 +128,10 @@ _FIRST = {
     ),
 }
 
+_FIRST["faces_collider"] = dataclasses.replace(
+    _FIRST["faces"], data_arguments={"graph": "collider", "n": 6000}, steps=2000
+)
+
 # What a chapter says of a trained flow it says of several trainings: the same recipe and data,
 # other first weights, other batches.
 REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}

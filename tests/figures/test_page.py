@@ -213,6 +213,9 @@ def test_a_quote_is_a_text_with_the_digits_of_its_error(monkeypatch):
     monkeypatch.setattr("myst_nb.glue", lambda name, text, display: kept.update({name: text}))
     figures.quote(pair=(-0.3141, 0.021), count=320, said="2^-20", exact=(0.5, 0))
     assert kept == {"pair": "−0.314 ± 0.021", "count": "320", "said": "2^-20", "exact": "0.5"}
+    figures.quote(small="5e-07 of 1.2e+06", tiny=3e-12, name="v1e3")
+    assert kept["small"] == "5·10⁻⁷ of 1.2·10⁶"
+    assert (kept["tiny"], kept["name"]) == ("3·10⁻¹²", "v1e3")
 
 
 def test_a_table_sets_its_numbers(shown):

@@ -17,6 +17,8 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+from threads import THREADS
+
 from tests import ROOT
 from tests.mutants import Mutant, modules, mutants, sample
 
@@ -106,6 +108,8 @@ def environment(copy: Path) -> None:
     sys.dont_write_bytecode = True
     # nbval, which is loaded unasked, compiles grammars for longer than most of the tests take
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     # programs that no error touches are compiled once
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(copy / "compiled"))
     for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES"):

@@ -35,6 +35,24 @@
     if (!labelled || !(labelled.getAttribute("aria-label") || "").trim()) say("no alt text", drawn.outerHTML);
   }
 
+  // the ledger's lines lie in a fold, open where one did not hold
+  const lines = /^(?:(?:PASS|HOLDS|FAILS|UNDECIDED) [A-Z]\d.*\s*)+$/;
+  for (const printed of article.querySelectorAll("pre"))
+    if (lines.test(printed.textContent.trim()) && !printed.closest("details.cd-checks")) say("unfolded checks", printed.textContent);
+  for (const fold of article.querySelectorAll("details.cd-checks"))
+    if (!fold.open && !fold.parentElement.closest(".cd-checks") && /^(?:FAILS|UNDECIDED) /m.test(fold.textContent))
+      say("folded failure", fold.textContent);
+
+  // no heading is louder than the one above it, no value than the words around it
+  const level = name => [...article.querySelectorAll(name)].map(e => getComputedStyle(e)).map(style => [parseFloat(style.fontSize), +style.fontWeight])[0];
+  const [above, below] = [level("h2"), level("h3")];
+  if (above && below && (below[0] >= above[0] || below[1] > above[1])) say("loud", `h3 of ${below} beside h2 of ${above}`);
+  for (const value of article.querySelectorAll(".pasted-text"))
+    if (+getComputedStyle(value).fontWeight > +getComputedStyle(value.parentElement).fontWeight) {
+      say("loud", value.textContent);
+      break;
+    }
+
   const channels = colour => {
     const paint = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
     paint.canvas.width = paint.canvas.height = 1;

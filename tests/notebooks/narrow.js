@@ -23,9 +23,9 @@
     }
   }
 
-  // a chapter's formulas are broken by meaning, or set a little smaller: none scrolls (those of the API, from docstrings, may)
+  // formulas are broken by meaning, or set a little smaller: none scrolls
   for (const formula of article.querySelectorAll("mjx-container[display]"))
-    if (shown(formula) && !formula.closest("dl.py, section[id^=module-]") && formula.scrollWidth - formula.clientWidth > 1)
+    if (shown(formula) && formula.scrollWidth - formula.clientWidth > 1)
       say("wide formula", `by ${formula.scrollWidth - formula.clientWidth} px: ${formula.closest("section, div.proof")?.id} ${formula.parentElement.id}`);
 
   for (const box of article.querySelectorAll("*")) {

@@ -3,8 +3,8 @@ broken.
 
     python -m tests.notebooks.pages _build/html
 
-One browser opens all the pages, from ``file://`` as a reader does, and is spoken to by the DevTools
-protocol.
+Two browsers share the pages, which they open from ``file://`` as a reader does; they are spoken to
+by the DevTools protocol.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urldefrag, urlparse
@@ -280,21 +281,24 @@ def broken_links(pages: dict[Path, dict[str, Any]], root: Path) -> Iterator[Prob
                 yield Problem(name, "broken anchor", link)
 
 
-def check(root: Path) -> list[Problem]:
-    """All that is wrong with the pages below ``root``."""
+def check(root: Path, browsers: int = 2) -> list[Problem]:
+    """All that is wrong with the pages below ``root``, looked at in so many browsers at once."""
     root = root.resolve()
     files = sorted(root.rglob("*.html"))
     if not files:
         raise FileNotFoundError(f"no page below {root}")
-    problems: list[Problem] = []
-    pages: dict[Path, dict[str, Any]] = {}
-    with browser() as tab:
-        for page in files:
-            if "_static" in page.relative_to(root).parts:
-                continue  # parts of the theme, which are no pages
-            found, pages[page] = look(tab, page, root)
-            problems += found
-    return problems + list(broken_links(pages, root))
+    files = [page for page in files if "_static" not in page.relative_to(root).parts]  # the theme's
+    waiting = iter(sorted(files, key=lambda page: -page.stat().st_size))  # the longest first
+
+    def work() -> list[tuple[Path, list[Problem], dict[str, Any]]]:
+        with browser() as tab:
+            return [(page, *look(tab, page, root)) for page in waiting]
+
+    with ThreadPoolExecutor(browsers) as pool:
+        parts = [pool.submit(work) for _ in range(browsers)]
+        seen = sorted((page for part in parts for page in part.result()), key=lambda one: one[0])
+    problems = [problem for _, found, _ in seen for problem in found]
+    return problems + list(broken_links({page: facts for page, _, facts in seen}, root))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@
   const article = document.querySelector(".bd-article, article, main") || document.body;
   const shown = e => e.getClientRects().length > 0;
   for (const fold of article.querySelectorAll(".cell details:not([open])"))
-    if (shown(fold)) say(`an empty box: ${fold.textContent}`);
+    if (shown(fold) && (fold.children.length < 2 || ![...fold.children].slice(1).every(e => e.checkVisibility()))) say(`an empty box: ${fold.textContent}`);
+  for (const fold of article.querySelectorAll(".cd-checks"))
+    if (!fold.checkVisibility()) say(`a check: ${fold.textContent}`);
   for (const code of article.querySelectorAll("pre"))
     if (shown(code) && (code.scrollWidth > code.clientWidth + 1 || getComputedStyle(code).whiteSpace === "pre"))
       say(`a cut line: ${code.textContent}`);

@@ -5,6 +5,7 @@ import os
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 
 from tests.notebooks import again
@@ -77,3 +78,40 @@ def test_command_refuses_before_comparing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["again", str(tmp_path)])
     assert again.main() == 1
     assert "01_linear_maps: not in" in capsys.readouterr().err
+
+
+def test_a_sample_is_drawn_by_the_sources():
+    """The same for the same sources; each chapter as often as any other (19 chapters, 6 of them,
+    2000 sources: a share of .316 ± .010)."""
+    names = [f"{i:02}_chapter" for i in range(1, 20)]
+    one = {name: f"{name} of today" for name in names}
+    assert again.drawn(one, 6) == again.drawn(dict(reversed(one.items())), 6)
+    drawn = [again.drawn(dict.fromkeys(names, str(source)), 6) for source in range(2000)]
+    assert all(len(set(chosen)) == 6 and set(chosen) < set(names) for chosen in drawn)
+    share = np.array([np.mean([name in chosen for chosen in drawn]) for name in names])
+    assert np.abs(share - 6 / 19).max() < 4 * np.sqrt(6 / 19 * 13 / 19 / 2000)
+    assert again.drawn(one, 40) == names
+
+
+def test_command_compares_the_chapters_drawn(tmp_path, monkeypatch, capsys):
+    """Of three chapters one by lot; what is not executed is refused for all of them."""
+    names = ["01_a", "02_b", "03_c"]
+    for name in names:
+        nbformat.write(notebook(("x = 1", [])), tmp_path / f"{name}.ipynb")
+    runs = {name: {"fingerprint": name, "seconds": 1.0} for name in names}
+    compared = []
+    monkeypatch.setattr(again.execute, "chapters", lambda root: names)
+    monkeypatch.setattr(again.execute, "records", lambda folder: runs)
+    monkeypatch.setattr(again, "compare", lambda paths, *_: compared.append(paths) or 0)
+    for options in ([], ["--sample", "1"]):
+        monkeypatch.setattr(sys, "argv", ["again", str(tmp_path), *options])
+        assert again.main() == 0
+    chosen = again.drawn({name: name for name in names}, 1)
+    assert [[path.stem for path in paths] for paths in compared] == [names, chosen]
+    assert capsys.readouterr().out == f"A second time: {chosen[0]}\n"
+    (tmp_path / f"{names[0]}.ipynb").unlink()
+    assert again.main() == 1
+    monkeypatch.setattr(sys, "argv", ["again", str(tmp_path), "--sample", "0"])
+    with pytest.raises(SystemExit):
+        again.main()
+    assert "--sample must be 1 or more, got 0" in capsys.readouterr().err

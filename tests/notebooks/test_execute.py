@@ -13,6 +13,7 @@ from pathlib import Path
 import execute
 import nbformat
 import pytest
+import threads
 
 from tests import ROOT
 
@@ -301,6 +302,41 @@ def test_only_smoke_trades_speed_for_compilation_and_the_users_flags_stand(monke
     assert execute.environment(ROOT, "smoke")["XLA_FLAGS"] == ""
 
 
+SOLVES = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax, jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+solve = jax.vmap(lambda a, b: solve_triangular(a, b, lower=True))
+a, b = jnp.broadcast_to(jnp.eye(2), (300_000, 2, 2)), jnp.ones((300_000, 2))
+four_at_once = jax.jit(lambda a, b: [solve(a, b + i) for i in range(4)])
+for _ in range(20):
+    solved = four_at_once(a, b)
+print([float(x.sum()) for x in solved])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away here")
+def test_four_large_solves_at_once_end_on_two_cores(monkeypatch):
+    """Without ``THREADS`` two of them wait for good, each for the other's thread."""
+    for name in threads.THREADS:
+        monkeypatch.delenv(name)
+    environment = execute.environment(ROOT, "smoke")
+    done = subprocess.run(
+        [sys.executable, "-c", SOLVES], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.stdout == f"{[600_000.0 * i for i in range(1, 5)]}\n", done.stderr
+
+
+def test_threads_are_those_of_the_book_everywhere_and_the_users_stand(monkeypatch):
+    for name, value in threads.THREADS.items():
+        assert os.environ[name] == value  # by tests/conftest.py
+        monkeypatch.delenv(name)
+        assert execute.environment(ROOT, "book")[name] == value
+        monkeypatch.setenv(name, "3")
+        assert execute.environment(ROOT, "book")[name] == "3"
+
+
 def test_a_persons_settings_do_not_get_into_the_book(tmp_path):
     """Settings that show values of statements, run code at the start, and draw in other colours."""
     home = tmp_path / "home"
@@ -339,6 +375,33 @@ def test_a_persons_settings_do_not_get_into_the_book(tmp_path):
     assert [output.output_type for output in outputs] == ["stream", "stream"]
     assert outputs[0].text == "100.0\nFalse\n"
     assert "inline" in outputs[1].text
+
+
+def test_what_a_cell_writes_to_stderr_is_for_who_builds(tmp_path):
+    """Of Python and of libraries below it; a page would show folders of this machine."""
+    aside = "import os, warnings\nwarnings.warn('some day')\nos.write(2, b'from below')"
+    root = make_root(tmp_path, a=[PARAMETERS, aside, "print('seen')"])
+    result = run(root)
+    assert result.returncode == 0, result.stderr
+    assert "a.md: cell 3 said:" in result.stderr
+    assert "some day" in result.stderr and "from below" in result.stderr
+    notebook = nbformat.read(root / "book/executed/a.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [output.output_type for output in outputs] == ["execute_result", "stream"]
+    assert outputs[1].text == "seen\n"
+
+
+@pytest.mark.parametrize("call", ["np.sqrt(np.float64(-1))", "module.root(-1.0)"])
+def test_a_number_that_is_none_stops_the_build(tmp_path, call):
+    """NumPy only warns; in the chapter itself or in the package."""
+    root = make_root(
+        tmp_path, a=[PARAMETERS, f"import numpy as np\nfrom cdelta import module\n{call}"]
+    )
+    (root / "cdelta/module.py").write_text(
+        "import numpy as np\n\n\ndef root(x):\n    return np.sqrt(np.float64(x))\n"
+    )
+    result = run(root)
+    assert result.returncode == 1 and "raised RuntimeWarning: invalid value" in result.stderr
 
 
 def test_the_kernels_processor_time_and_xlas_compiling_are_counted(tmp_path):

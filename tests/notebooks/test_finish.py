@@ -176,3 +176,60 @@ def test_a_value_keeps_its_sign_error_and_unit():
         r"&nbsp;%, 12&nbsp;% of \(12 % x\)</p><pre>7 % 2</pre>"
     )
     assert finish.values(page) == done
+
+
+def printed(*lines):
+    text = "".join(f"{line}\n" for line in lines)
+    return (
+        '<div class="output stream highlight-myst-ansi notranslate"><div class="highlight"><pre>'
+        f"<span></span>{text}</pre></div>\n</div>\n"
+    )
+
+
+def folds(body):
+    """Of each fold its title, whether it is open, and its lines."""
+    fold = re.compile(
+        r"<details class=\"([^\"]*)\"( open)?><summary>(.*?)</summary><div[^>]*><div[^>]*>"
+        r"<pre>(.*?)</pre>",
+        re.S,
+    )
+    found = fold.findall(body)
+    return [(kind, title, bool(opened), text.splitlines()) for kind, opened, title, text in found]
+
+
+def test_checks_are_one_line_that_opens():
+    lines = ["PASS T7 · x &lt; y: 1 ≤ 2", "HOLDS C3' · y: 3", "PASS T7 · z: 1 (beside it, w: 9)"]
+    done = finish.checks(f"<p>So</p>{printed(*lines)}<p>it is.</p>")
+    assert folds(done) == [("cd-checks", "✓ 3 checks hold: T7, C3'", False, lines)]
+    assert done.startswith("<p>So</p><details") and done.endswith("</details>\n<p>it is.</p>")
+    assert done.count("<div") == done.count("</div>")
+    (single,) = folds(finish.checks(printed(lines[0])))
+    assert single[1] == "✓ 1 check holds: T7"
+
+
+def test_what_does_not_hold_is_seen_first():
+    held, fails = [f"PASS T1 · {i}: 0 ≤ 1" for i in range(3)], "FAILS E{0} · {0}: 2, asked ≤ 1"
+    doubt = "UNDECIDED C8 · q: 1 ± 1, asked ≤ 1"
+    done = finish.checks(printed(held[0], doubt, held[1], fails.format(1), held[2]))
+    assert folds(done) == [
+        (
+            "cd-checks cd-missed",
+            "✗ 1 fails, 1 undecided, 3 hold: T1, C8, E1",
+            True,
+            [fails.format(1), doubt],
+        ),
+        ("cd-checks", "and 3 more", False, held),
+    ]
+    many = [fails.format(i) for i in range(1, 7)]
+    first, more = folds(finish.checks(printed(held[0], *many)))
+    assert first[1:] == ("✗ 6 fail, 1 holds: T1, E1, E2, E3, E4, E5, E6", True, many[:4])
+    assert more[3] == [*many[4:], held[0]]
+    assert folds(finish.checks(printed(doubt)))[0][1] == "? 1 undecided: C8"
+    # nothing is lost, and the same line twice is two
+    assert sum(len(lines) for *_, lines in folds(finish.checks(printed(doubt, doubt)))) == 2
+
+
+@pytest.mark.parametrize("line", ["median: 0.94", "PASSED all", "<b>PASS</b> T1 · x: 1"])
+def test_other_outputs_stay_open(line):
+    page = printed("PASS T1 · x: 1 ≤ 2", line)
+    assert finish.checks(page) == page

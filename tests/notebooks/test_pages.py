@@ -74,6 +74,10 @@ BROKEN = {
         f'<p style="overflow: hidden">A <span class="math">\\({"x + " * 30} y\\)</span></p>'
     ),
     "wide formula": f'<p class="math">\\[{"x + " * 16} y\\]</p>',
+    "wide formula: of a docstring": (
+        '<dl class="py function"><dt class="sig">f()</dt><dd><p class="math">'
+        f"\\[{'x + ' * 16} y\\]</p></dd></dl>"
+    ),
     "scrolls without a hint": (
         '<div style="overflow-x: auto" tabindex="0"><p style="width: 600px">wide</p></div>'
     ),
@@ -109,6 +113,23 @@ BROKEN = {
     "lost in print: a fold": (
         '<div class="cell"><details><summary>code</summary>hidden</details></div>'
     ),
+    "lost in print: a check": (
+        '<div class="cell"><details class="cd-checks"><summary>a check holds</summary><pre>PASS T1'
+        " · x: 1</pre></details></div>"
+    ),
+    "lost in print: all checks": (
+        "<style>@media print { .cd-checks { display: none } }</style>"
+        '<details class="cd-checks" open><summary>a check</summary><pre>PASS T1</pre></details>'
+    ),
+    "unfolded checks": "<pre>PASS T1 · x: 1 ≤ 2\nFAILS T2 · y: 3, asked ≤ 2\n</pre>",
+    "folded failure": (
+        "<style>.cd-checks::details-content { content-visibility: visible }</style>"
+        '<details class="cd-checks"><summary>checks</summary><pre>PASS T1 · x: 1 ≤ 2\n'
+        "UNDECIDED T2 · y: 3, asked ≤ 2</pre></details>"
+    ),
+    "loud: a heading": '<h2 style="font-weight: 400">a</h2><h3 style="font-weight: 700">b</h3>',
+    "loud: a larger one": '<h2>a</h2><h3 style="font-size: 2em">b</h3>',
+    "loud: a value": '<p>By <span class="pasted-text" style="font-weight: 700">1.2</span>.</p>',
     "lost in print: a page": '<div class="cell" style="break-inside: avoid">code</div>',
     "layout shift": (
         "<script>addEventListener('load', () => setTimeout(() => { const late = document"

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import companion
 import execute
@@ -310,14 +311,62 @@ def test_status_page_adds_the_times_and_names_no_time_that_was_not_measured():
         rows = companion.status(runs, titles).split(":::")[1].split("* - ")[1:]
         return [[cell.strip() for cell in row.split("\n  - ")] for row in rows]
 
-    assert [row[2:5] for row in table()[1:]] == [
+    assert [row[1:4] for row in table()[1:]] == [
         ["60.0", "90.5", "20.2"],
         ["2.5", "3.0", "1.5"],
         ["62.5", "93.5", "21.8"],
     ]
     del runs["02_b"]["compiling_seconds"]
-    assert [row[4] for row in table()[1:]] == ["20.2", "—", "—"]
+    assert [row[3] for row in table()[1:]] == ["20.2", "—", "—"]
+    assert [row[5] for row in table()[1:3]] == ["2026-01-01 00:00"] * 2
+    assert "Profile" not in table()[0]
+    runs["02_b"]["profile"] = "full"
+    assert [row[-1] for row in table()] == ["Profile", "`book`", "`full`", ""]
     assert len({len(row) for row in table()}) == 1
+
+
+FORMULAS = {
+    r"a = \frac{1}{2}, \qquad b = 3": ["a = \\frac{1}{2}, \\\\", "b = 3"],
+    r"a, \qquad b, \qquad c": ["a, \\\\", "b, \\\\", "c"],
+    r"a, \quad b": None,
+    r"\text{a \qquad b}": None,
+    r"\left( a, \qquad b \right)": None,
+    r"\begin{cases} a \qquad b \end{cases}": None,
+    r"a &= b \\ &\qquad + c": None,
+    r"a \\ b, \qquad c": None,
+    r"\qquad a": None,
+    r"\{a\}, \qquad \begin{pmatrix} a & b \\ c & d \end{pmatrix}": [
+        r"\{a\}, \\",
+        r"\begin{pmatrix} a & b \\ c & d \end{pmatrix}",
+    ],
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_formulas_side_by_side_in_a_docstring_become_lines(formula):
+    first, _, rest = formula.partition(", ")
+    before, after = ["One.", ""], ["", "    Text with :math:`a, \\qquad b`.", "", "More."]
+    written = [f"    .. math:: {first}{', ' if rest else ''}", *[f"        {rest}"] * bool(rest)]
+    lines = [*before, *written, *after]
+    companion.lined_formulas(None, "function", "f", None, None, lines)
+    assert lines[:2] == before and lines[-4:] == after
+    found = FORMULAS[formula]
+    if found is None:
+        assert lines[2:-4] == written
+    else:
+        inside = [r"\begin{gathered}", *found, r"\end{gathered}"]
+        assert lines[2:-4] == ["    .. math::", "", *(f"        {line}" for line in inside)]
+        assert lines[-4] == ""
+
+
+def test_a_field_without_words_has_none():
+    class Pair(NamedTuple):
+        first: int
+
+    for doc, kept in ((Pair.first.__doc__, []), ("What it is.", ["What it is."])):
+        lines = [doc]
+        companion.no_aliases(None, "attribute", "Pair.first", Pair.first, None, lines)
+        assert lines == kept
 
 
 def test_records_of_notebooks_that_are_no_chapter_do_not_count():
@@ -445,7 +494,9 @@ def test_repository_links_follow_the_source(book, monkeypatch):
     there = nbformat.read(root / "_build/html/_colab/01_a.ipynb", as_version=4)
     nbformat.validate(there)
     title, install, code = there.cells
-    assert install.source == f'%pip install -q "cdelta[data] @ git+{base}@main" myst-nb'
+    *few_cores, line = install.source.splitlines()
+    assert few_cores == ["%env PJRT_NPROC=16", "%env OPENBLAS_NUM_THREADS=1"]
+    assert line == f'%pip install -q "cdelta[data] @ git+{base}@main" myst-nb'
     assert (title.source, code.source) == ("# A title", "1")
     assert "pip install" not in (root / "notebooks/01_a.ipynb").read_text()
     binder = "mybinder.org/v2/gh/someone/causality-delta/main?urlpath=lab%2Ftree%2Fnotebooks"
