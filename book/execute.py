@@ -35,6 +35,7 @@ import threads
 from cdelta import _files, profiles
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTUP = ROOT / "book/startup.py"
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -58,8 +59,8 @@ FAILED = 3  # the exit code of a child whose notebook raised, after it said wher
 
 def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
     """Hash of all that decides what a notebook shows: its source, the profile, ``cdelta`` (code and
-    data), the locked requirements, the Python version, this script, and where CelebA is, if it is
-    there."""
+    data), the locked requirements, the Python version, this script, what a kernel runs first, and
+    where CelebA is, if it is there."""
     told = f"{profile}\n{platform.python_version()}\n{celeba() or ''}\n"
     digest = hashlib.sha256(told.encode())
     package = (
@@ -67,7 +68,7 @@ def fingerprint(source: Path, profile: str, root: Path = ROOT) -> str:
         for path in (root / "cdelta").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     )
-    ours = (Path(module).resolve() for module in (__file__, threads.__file__))
+    ours = (Path(script).resolve() for script in (__file__, threads.__file__, STARTUP))
     for path in (source, root / "requirements.txt", *ours, *sorted(package)):
         digest.update(f"{path.name}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -120,7 +121,7 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         os.environ["IPYTHONDIR"] = str(Path(scratch) / "ipython")
         startup = Path(scratch) / "ipython/profile_default/startup"
         startup.mkdir(parents=True)
-        shutil.copy(ROOT / "book/startup.py", startup)
+        shutil.copy(STARTUP, startup)
         start, used = time.perf_counter(), cpu_seconds()
         try:
             done = papermill.execute_notebook(

@@ -128,7 +128,7 @@ def test_only_what_changed_is_executed(executed):
     assert (root / "book/executed/b.ipynb").read_bytes() == first
 
 
-def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
+def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path, monkeypatch):
     root = make_root(tmp_path, a=GOOD)
     source = root / "notebooks/a.md"
     mark = execute.fingerprint(source, "book", root)
@@ -148,7 +148,10 @@ def test_fingerprint_covers_all_that_a_result_depends_on(tmp_path):
         marks.add(execute.fingerprint(source, "book", root))
     (root / "cdelta/weights.safetensors").rename(root / "cdelta/other.safetensors")
     marks.add(execute.fingerprint(source, "book", root))
-    assert len(marks) == 7
+    monkeypatch.setattr(execute, "STARTUP", tmp_path / "startup.py")
+    (tmp_path / "startup.py").write_text("another")
+    marks.add(execute.fingerprint(source, "book", root))
+    assert len(marks) == 8
 
 
 def test_half_a_result_does_not_count(tmp_path):
