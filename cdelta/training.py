@@ -29,6 +29,7 @@ from cdelta.networks import BATCH
 
 Objective = Callable[[Any, PRNGKeyArray, Any], Float[Array, ""]]
 Coupling = Callable[[PRNGKeyArray, Array, Array], tuple[Array, Array]]  # pairs, or their rows
+Weight = ArrayLike | Callable[[Float[Array, ""]], ArrayLike]  # of each coordinate, or that at t
 
 
 # --------------------------------------------------------------------------------------- objectives
@@ -56,6 +57,7 @@ def loss(
     x1: Float[Array, "n ..."] | tuple[Array, PyTree],
     source: Callable = standard_normal,
     coupling: Coupling | None = None,
+    weight: Weight | None = None,
 ) -> Float[Array, ""]:
     r"""Flow-matching loss of a velocity, one stratified ``t`` a sample.
 
@@ -72,12 +74,16 @@ def loss(
     and each x1's condition with it. Where there are conditions, pairs must have the x1 that was
     given itself, and not in another order, which would leave the conditions behind.
 
+    ``weight``, an array that broadcasts to the shape of one sample or a function of ``t`` that
+    gives one, multiplies the square of each coordinate. Positive weights leave the minimiser as it
+    is, and decide what a network of finite size and training learns first.
+
     Raises ValueError when ``x1`` is no array or holds integers, for a source or network of another
-    shape, a network that does not take what it is called with, and a coupling that returns anything
-    else.
+    shape, a network that does not take what it is called with, a coupling that returns anything
+    else, and a weight of another shape, or one that is not positive.
     """
     t, x0, x1, x, conditions = _interpolated(key, x1, source, coupling)
-    return jnp.mean((_answers(network, t, x, *conditions) - (x1 - x0)) ** 2)
+    return _weighted((_answers(network, t, x, *conditions) - (x1 - x0)) ** 2, t, weight)
 
 
 def target_loss(
@@ -86,16 +92,17 @@ def target_loss(
     x1: Float[Array, "n ..."] | tuple[Array, PyTree],
     source: Callable = standard_normal,
     coupling: Coupling | None = None,
+    weight: Weight | None = None,
 ) -> Float[Array, ""]:
     r"""Loss of a network that predicts the target (the paper's E2).
 
     .. math:: L = E\,|g(t, x_t) - x_1|^2 / d
 
     Its minimiser is :math:`E[x_1 \mid x_t]`, not a velocity: ``networks.VelocityFromTarget(g)`` is
-    one. Conditions and couplings as in :func:`loss`.
+    one. Conditions, couplings and weights as in :func:`loss`.
     """
     t, _, x1, x, conditions = _interpolated(key, x1, source, coupling)
-    return jnp.mean((_answers(network, t, x, *conditions) - x1) ** 2)
+    return _weighted((_answers(network, t, x, *conditions) - x1) ** 2, t, weight)
 
 
 def target_velocity_loss(
@@ -105,6 +112,7 @@ def target_velocity_loss(
     source: Callable = standard_normal,
     last: float = 0.95,
     coupling: Coupling | None = None,
+    weight: Weight | None = None,
 ) -> Float[Array, ""]:
     r"""Loss of a network that predicts the target, in units of ``VelocityFromTarget``'s velocity.
 
@@ -112,12 +120,12 @@ def target_velocity_loss(
 
     Up to ``last`` it is ``loss`` of the velocity that ``networks.VelocityFromTarget`` makes, and
     has the minimiser of ``target_loss``. Against ``target_loss`` it weighs late times more, where
-    x is nearly x1 and the details of an image are decided. Conditions and couplings as in
+    x is nearly x1 and the details of an image are decided. Conditions, couplings and weights as in
     :func:`loss`.
     """
     t, _, x1, x, conditions = _interpolated(key, x1, source, coupling)
     scale = 1 - jnp.minimum(t, last).reshape(-1, *[1] * (x1.ndim - 1))
-    return jnp.mean(((_answers(network, t, x, *conditions) - x1) / scale) ** 2)
+    return _weighted(((_answers(network, t, x, *conditions) - x1) / scale) ** 2, t, weight)
 
 
 def cross_entropy(
@@ -231,6 +239,25 @@ def _interpolated(
         x0, x1, conditions = _paired(coupling, key, x0, x1, conditions)
     s = t.reshape(-1, *[1] * (x1.ndim - 1))
     return t, x0, x1, (1 - s) * x0 + s * x1, tuple(conditions)
+
+
+def _weighted(
+    squares: Float[Array, "n ..."], t: Float[Array, " n"], weight: Weight | None
+) -> Float[Array, ""]:
+    """The mean of the squares, each times its weight."""
+    if weight is None:
+        return jnp.mean(squares)
+    if not callable(weight):
+        weight = jnp.asarray(weight, squares.dtype)
+        if not isinstance(weight, jax.core.Tracer) and not (weight > 0).all():
+            raise ValueError("weight must be positive: of what weighs nothing nothing is learned")
+    one = jax.eval_shape(weight, t[0]).shape if callable(weight) else weight.shape
+    shape = squares.shape[1:]
+    if len(one) > len(shape) or np.broadcast_shapes(shape, one) != shape:
+        raise ValueError(f"weight must broadcast to one sample's shape {shape}, got {one}")
+    if callable(weight):
+        weight = jax.vmap(lambda t: jnp.broadcast_to(weight(t), shape))(t)
+    return jnp.mean(weight * squares)
 
 
 def _paired(

@@ -77,6 +77,65 @@ def test_a_target_can_be_judged_by_its_velocity():
     np.testing.assert_allclose(late, (1 / (1 - np.minimum(t, 0.1)) ** 2).mean(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["array", "function"])
+def test_positive_weights_move_the_price_of_an_error_and_not_the_minimiser(form):
+    """At the exact velocity no direction goes down, and off by c a coordinate costs w c²."""
+    source, target = (
+        Gaussian.standard(2),
+        Gaussian(jnp.array([1.0, 0]), jnp.diag(jnp.array([2, 0.5]))),
+    )
+    at = {"array": jnp.array([3.0, 0.5]), "function": lambda t: jnp.stack([1 + t, 3 * t**2])}[form]
+    price = np.array({"array": [3, 0.5], "function": [1.5, 1.0]}[form])
+
+    def value(key, off=0.0, bend=0.0, weight=at):
+        key, key_x = jax.random.split(key)
+
+        def network(t, x):
+            exact = gaussian.velocity(t, x, source, target)
+            return exact + off + bend * jnp.stack([x[1] * t, jnp.sin(x[0])])
+
+        return training.loss(network, key, target.sample(key_x, 200), weight=weight)
+
+    keys = jax.random.split(KEY, 400)
+    slopes = jax.vmap(jax.grad(lambda bend, key: value(key, bend=bend)), (None, 0))(0.0, keys)
+    assert abs(slopes.mean()) < 4 * slopes.std() / 20
+    for i in range(2):
+        off = 0.5 * jnp.eye(2)[i]
+        excess, plain = (
+            jax.vmap(lambda key, w=w, off=off: value(key, off, weight=w) - value(key, weight=w))(
+                keys
+            )
+            for w in (at, None)
+        )
+        expected = 0.25 * price[i] / 2
+        assert abs(excess.mean() - expected) < 4 * excess.std() / 20
+        assert price[i] == 1 or abs(plain.mean() - expected) > 4 * plain.std() / 20
+
+
+def test_weights_are_those_of_each_sample_at_its_time():
+    """All three losses, against NumPy; an image, as one number a channel broadcasts there."""
+    x1 = jax.random.normal(KEY, (5, 2, 3), jnp.float32)
+    t, x0, _, x = map(np.asarray, training._interpolated(KEY, x1, training.standard_normal)[:4])
+    channel = np.array([1.0, 2.0, 5.0], np.float32)
+    late = 1 - np.minimum(t, 0.95)[:, None, None]
+    for objective, squares in (
+        (training.loss, (np.sin(x) - (x1 - x0)) ** 2),
+        (training.target_loss, (np.sin(x) - x1) ** 2),
+        (training.target_velocity_loss, ((np.sin(x) - x1) / late) ** 2),
+    ):
+        found = partial(objective, lambda t, x: jnp.sin(x), KEY, x1)
+        np.testing.assert_allclose(found(weight=channel), (channel * squares).mean(), rtol=1e-5)
+        by_time = (channel * (1 + t[:, None, None]) * squares).mean()
+        np.testing.assert_allclose(found(weight=lambda t: channel * (1 + t)), by_time, rtol=1e-5)
+        np.testing.assert_allclose(found(weight=lambda t: 2.0), 2 * found(), rtol=1e-6)
+        for wrong in (np.ones(2), np.ones((5, 2, 3)), lambda t: jnp.ones(2)):
+            with pytest.raises(ValueError, match=r"weight must broadcast .* \(2, 3\), got \("):
+                found(weight=wrong)
+        for wrong in (0.0, np.array([1, 1, -1]), np.nan):
+            with pytest.raises(ValueError, match="weight must be positive"):
+                found(weight=wrong)
+
+
 def test_another_source():
     source, target = (
         Gaussian(jnp.array([2.0]), jnp.array([[0.25]])),
