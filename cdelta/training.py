@@ -253,7 +253,8 @@ def _weighted(
             raise ValueError("weight must be positive: of what weighs nothing nothing is learned")
     one = jax.eval_shape(weight, t[0]).shape if callable(weight) else weight.shape
     shape = squares.shape[1:]
-    if len(one) > len(shape) or np.broadcast_shapes(shape, one) != shape:
+    fits = all(size in (1, n) for size, n in zip(one[::-1], shape[::-1], strict=False))
+    if len(one) > len(shape) or not fits:
         raise ValueError(f"weight must broadcast to one sample's shape {shape}, got {one}")
     if callable(weight):
         weight = jax.vmap(lambda t: jnp.broadcast_to(weight(t), shape))(t)
