@@ -155,7 +155,8 @@ def about_tails(look: Any, moments: Mapping[str, Moment], labels: Labels) -> lis
             )
             found.append(Finding(text, "effective", one.effective_samples, warning=True))
         if one.degenerate:
-            error = _share(round(one.degenerate * one.samples), one.samples)[1]
+            drawn = round(one.samples / (1 - one.degenerate))  # the samples are those that count
+            error = _share(round(one.degenerate * drawn), drawn)[1]
             text = (
                 f"The {name} moment leaves out {_percent(one.degenerate, error)} of the latents, "
                 "where nothing could be held."

@@ -204,7 +204,7 @@ class _Held(_Statistic):
         # |R_ii| is what gradient i adds to those before it, and their product √det(B Bᵀ). Where one
         # depends on the others what is left of it is rounding, and so is its direction.
         added = jnp.abs(jnp.diagonal(triangle))
-        free = (added > _rounding(x0, gradients)).all()
+        free = _independent(added, x0, gradients)
         # a logarithm, as a product of several small or large lengths would leave single precision
         log_weight = -(jnp.log(added) + jnp.log(unit)).sum()
         if self.weighting == "uniform":
@@ -241,10 +241,18 @@ class _Intervened(_Statistic):
             change = jnp.matmul(probes, gradients[-1], precision="highest")
         # the unit of the last gradient cancels in m aᵀ
         factor = factor - jnp.outer(moved / triangle[-1, -1], change)
-        added = jnp.abs(jnp.diagonal(triangle))
-        free = (added > _rounding(x0, gradients)).all()
+        free = _independent(jnp.abs(jnp.diagonal(triangle)), x0, gradients)
         factor = jnp.where(free, factor.at[self.index].set(0), 0)
         return Sample(values, (factor,), jnp.where(free, 0.0, -jnp.inf).astype(factor.dtype))
+
+
+def _independent(added: Array, x0: Array, gradients: Array) -> Array:
+    """Whether each gradient has ``added`` more than rounding to those before it.
+
+    Gradients that are not finite count as independent: what is made of them is not finite either,
+    and stops the run. Nothing would tell their latents from those where nothing can be held.
+    """
+    return (added > _rounding(x0, gradients)).all() | ~jnp.isfinite(gradients).all()
 
 
 def _rounding(x0: Array, gradients: Array) -> Array:
@@ -311,7 +319,7 @@ def wiggle_moment(
     own takes the latter with its ``DirectAdjoint`` or ``ForwardMode``.
 
     Raises ValueError for samples < 1, an unknown method, a map that does not return a vector, or
-    NaN in its values; TypeError for an option that is not there.
+    NaN or infinity in its values or its derivative; TypeError for an option that is not there.
     """
     options = Run.of(run)
     f, labels, products = _looked_at(f, shape, method, eps, probes, options, names)

@@ -155,6 +155,20 @@ def test_beyond_the_levels_of_the_schedule_the_velocity_keeps_its_value(kind):
 def test_limits_of_the_usual_schedules():
     assert adapters.variance_preserving().first == pytest.approx(0.00652, abs=1e-5)
     assert adapters.edm().first == pytest.approx(1 / 81)
+    assert adapters.edm().last == pytest.approx(1 / 1.002)
+    assert adapters.variance_exploding().first == pytest.approx(1 / 51)
+    assert adapters.variance_exploding().last == pytest.approx(1 / 1.01)
+    # of a denoiser EDM's levels; elsewhere a thousandth of time at the end that is 0/0
+    denoised = adapters.from_denoiser(lambda sigma, x: x)
+    assert [float(denoised.first), float(denoised.last)] == pytest.approx([1 / 81, 1 / 1.002])
+    for kind, ends in (
+        ("epsilon", (0.001, 1)),
+        ("score", (0.001, 1)),
+        ("x0", (0, 0.999)),
+        ("v_prediction", (0, 1)),
+    ):
+        v = getattr(adapters, f"from_{kind}")(lambda s, x: x, adapters.rectified())
+        assert (float(v.first), float(v.last)) == pytest.approx(ends)
     steps = adapters.ddpm(BARS)
     assert steps.first == pytest.approx(0.0063, abs=1e-4)
     assert steps.last == pytest.approx(0.990, abs=1e-3)

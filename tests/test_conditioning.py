@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 
 from cdelta import conditioning, dependence, jacobian
@@ -184,6 +185,25 @@ def test_a_covariance_of_kept_samples_has_the_factor_of_a_samples_covariance():
     np.testing.assert_allclose(far.matrix, kept.matrix, rtol=0, atol=1e-8)
     weighed = np.cov(seen.values.T, aweights=strip(0.3 / lengths)[0])
     np.testing.assert_allclose(keep_samples(seen, 1, 0.3).matrix, weighed, rtol=1e-12)
+
+
+def test_the_errors_and_counts_of_what_is_kept_are_their_formulas():
+    """By hand from the lengths of the gradients: the share's error is that of a mean, and latents
+    count as Kish says."""
+    seen, threshold = observe(bent, normal(50, 2)), 0.7
+    lengths = np.sqrt(seen.grams[:, 2, 2])
+    p = scipy.special.erf(threshold / np.sqrt(2) / lengths)
+    share = kept_share(seen, 2, threshold)
+    assert share.value == pytest.approx(p.mean(), rel=1e-12)
+    assert share.stderr == pytest.approx(p.std(ddof=1) / np.sqrt(50), rel=1e-12)
+    for moment, weights in (
+        (keep_samples(seen, 2, threshold), p),
+        (keep_samples(seen, 2), 1 / lengths),
+        (keep_flat(seen, 2, np.median(lengths)), 1.0 * (lengths < np.median(lengths))),
+    ):
+        kish = weights.sum() ** 2 / (weights**2).sum()
+        assert moment.effective_samples == pytest.approx(kish, rel=1e-12)
+    assert moment.effective_samples == moment.samples == 25
 
 
 def test_flat_latents_are_left_out_of_the_limit_and_kept_by_every_threshold():

@@ -204,6 +204,38 @@ def test_the_filter_tends_to_the_held_moment():
     assert both.samples == (np.abs(np.asarray(wiggles)[:, :2]) < 0.3).all(1).sum()
 
 
+def test_a_wiggle_as_large_as_the_threshold_is_thrown_away():
+    """K is of those that are smaller: of whole numbers some are at it."""
+    wiggles = np.array([[1.0, 0], [5, 1], [7, -1], [2, 2], [3, -0.5]])
+    kept = filtered_moment(wiggles, 1, 1.0)
+    assert kept.samples == 2 and kept.matrix[0, 0] == (1 + 9) / 2
+    with pytest.raises(ValueError, match="keeps none of the 4 wiggles"):
+        filtered_moment(wiggles[1:], 1, 0.5)
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_a_gradient_that_is_not_a_number_is_no_degenerate_one(method):
+    """Values are finite, and half of the gradients of a root that is cut off by where are NaN: the
+    run stops there as where nothing is held, and does not average the other half."""
+
+    def cut(x):
+        return jnp.stack([x[0] + x[1], jnp.where(x[1] > 0, jnp.sqrt(x[1]), 0.0), x[2]])
+
+    whole = r"f, or a derivative of it, is NaN or infinite at sample \d+ of 50"
+    for estimate in (
+        lambda: wiggle_moment(cut, KEY, 3, 50),  # products in forward mode are 0 there
+        lambda: held_moment(cut, KEY, 3, 50, 1, method=method),
+        lambda: held_moment(cut, KEY, 3, 50, (2, 1), "uniform", method=method),
+        # nothing else moves: the weight alone tells
+        lambda: held_moment(lambda x: cut(x).at[::2].set(1.0), KEY, 3, 50, 1, method=method),
+        lambda: dependence.do_moment(cut, KEY, 3, 50, 1, method=method),
+        lambda: dependence.do_moment(cut, KEY, 3, 50, 0, 1, method=method),
+        lambda: cdelta.causal.frame_turn(cut, KEY, 3, 50, [0, 1]),
+    ):
+        with pytest.raises(ValueError, match=whole):
+            estimate()
+
+
 def test_latents_where_nothing_can_be_held_are_left_out_and_counted():
     def saturating(x):  # feature 1 does not move where x[0] < 0
         return jnp.stack([x[0] + x[1], jax.nn.relu(x[0]), x[2] * (1 + jnp.sign(x[0]))])
@@ -289,6 +321,31 @@ def test_gradients_are_dependent_up_to_rounding_and_no_further(method):
         held_moment(lambda x: features(x, 0.0), KEY, (4,), 10, (1, 2), method=method)
     found = held_moment(lambda x: features(x, 1e-11), KEY, (4,), 10, (1, 2), method=method)
     assert found.degenerate == 0
+
+
+@pytest.mark.parametrize("method", ["rows", "jvp"])
+def test_of_several_gradients_it_does_not_matter_which_one_vanishes(method):
+    """The first at half of the latents, the other ones nowhere: there nothing is held, whatever the
+    last one adds; and a feature's own path is none where its causes depend on one another."""
+
+    def half(x):
+        flat = jnp.maximum(x[0], 0)
+        return jnp.stack([flat, x[1], x[2], x[1] + x[2] * jnp.where(x[0] > 0, 1.0, 7.0)])
+
+    latents = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(KEY, i))[0])(jnp.arange(200))
+    shape = (4,)
+    share = np.mean([float(jax.random.normal(key, shape)[0]) < 0 for key in latents])
+    for moment in (
+        held_moment(half, KEY, shape, 200, (0, 1), "uniform", method=method, probes=4),
+        dependence.do_moment(half, KEY, shape, 200, 1, 0, method=method, probes=4),
+        dependence.do_moment(half, KEY, shape, 200, 2, (0, 1), method=method, probes=4),
+    ):
+        assert moment.degenerate == pytest.approx(share, abs=1e-12) and 0.3 < share < 0.7
+    assert moment.matrix[3, 3] == pytest.approx(1, abs=1e-12)  # of the half that counts
+    # the second cause repeats the first but for rounding
+    twice = lambda x: jnp.stack([x @ U[0], 0.7 * (x @ U[0]) + 0.1 * (x @ U[0]), x @ U[1]])  # noqa: E731
+    with pytest.raises(ValueError, match="cannot be held"):
+        dependence.do_moment(twice, KEY, shape, 10, 2, (0, 1), method=method)
 
 
 def test_the_covariance_averages_over_every_correlation_of_its_two_latents():
@@ -591,9 +648,25 @@ def test_ready_wiggles_and_rows_give_what_the_estimator_gives():
     assert np.abs((short.matrix - found.matrix) / short.stderr).max() > 10
 
 
+def test_what_is_already_there_in_single_precision_is_summed_in_double():
+    """Rounded once, where it was computed: sums and means of far numbers add nothing."""
+    rng = np.random.default_rng(2)
+    rows = (rng.standard_normal((300, 2, 3)) * [1, 1e3, 1e-3]).astype(np.float32)
+    exact = np.einsum("sim,sjm->ij", rows.astype(float), rows.astype(float)) / 300
+    np.testing.assert_allclose(dependence.from_rows(rows).matrix, exact, rtol=1e-12)
+    values = (1e4 + rng.standard_normal((300, 2))).astype(np.float32)
+    exact = np.cov(values.astype(float).T)
+    np.testing.assert_allclose(sample_moment(values).matrix, exact, rtol=1e-9)
+    moves = (rng.standard_normal((300, 2)) * [1, 1e3]).astype(np.float32)
+    exact = moves.astype(float).T @ moves.astype(float) / 300
+    np.testing.assert_allclose(dependence.from_wiggles(moves).matrix, exact, rtol=1e-12)
+    np.testing.assert_allclose(filtered_moment(moves, 0, 1e9).matrix, exact, rtol=1e-12)
+
+
 @pytest.mark.parametrize("rows, message", [
     (np.ones((4, 3)), "Jacobians .*wiggles"),
     (np.full((4, 3, 2), np.nan), "NaN or infinity at 4 latents of 4, the first of them 0"),
+    (np.where(np.arange(24).reshape(4, 3, 2) == 17, np.inf, 1), "1 latents of 4, .* of them 2"),
     (np.ones((4, 3, 2), bool), "real numbers"),
 ])  # fmt: skip
 def test_rows_that_are_none(unchecked, rows, message):

@@ -104,6 +104,17 @@ def test_the_interval_holds_the_correlation_and_is_a_point_for_affine_maps():
     assert ends.shape == errors.shape == (2, 3, 3)
 
 
+def test_an_interval_ends_at_one_and_an_order_below_one_counts_as_one():
+    """Both by hand: orders 4 and 9 leave √(3·8) on either side, more than a correlation can be; an
+    order of .25, which noise makes, leaves the wiggles' own value and no width."""
+    low, high = correlation_interval(np.array([[4.0, 3.0], [3.0, 9.0]]), np.ones(2))
+    np.testing.assert_array_equal([low[0, 1], high[0, 1]], [-1, 1])
+    low, high = correlation_interval(np.array([[0.25, 0.3], [0.3, 9.0]]), np.ones(2))
+    np.testing.assert_allclose([low[0, 1], high[0, 1]], 0.3, rtol=1e-14)
+    low, high = correlation_interval(np.array([[4.0, -3.0], [-3.0, 3.0]]), np.ones(2))
+    np.testing.assert_allclose([low[0, 1], high[0, 1]], [-1, -3 + np.sqrt(6)], rtol=1e-14)
+
+
 # ------------------------------------------------------------------------- C3, C3': hypotheses
 
 

@@ -90,6 +90,8 @@ def test_the_objective_is_matching_and_weighed_overlap():
         overlaps.append((a @ b) ** 2 / ((a @ a) * (b @ b)))
     expected = training.loss(network, first, x1) + 3.0 * np.mean(overlaps)
     np.testing.assert_allclose(objective(network, KEY, x1), expected, rtol=1e-6)
+    plain, told = OrthogonalGradients(readout), OrthogonalGradients(readout, 1.0, 64, 4)
+    np.testing.assert_allclose(plain(network, KEY, x1), told(network, KEY, x1), rtol=1e-9)
     free = OrthogonalGradients(readout, weight=0.0, latents=5, steps=2)
     np.testing.assert_allclose(free(network, KEY, x1), training.loss(network, first, x1), rtol=1e-6)
 
@@ -124,6 +126,17 @@ def test_a_straight_line_to_a_value_ends_at_the_nearest_place_that_has_it():
     assert jnp.isnan(along(f, x0, jnp.array([1.0, 0.0]), 1, 1.5)).all()
     many = jax.vmap(lambda to: along(f, x0, jnp.array([1.0, 1.0]), 0, to))(jnp.array([-1.0, 2.0]))
     np.testing.assert_allclose(many[:, 0], [-1, 2], atol=1e-6)
+
+
+def test_a_line_is_looked_at_for_eight_lengths_unless_told():
+    """Of its direction, on both sides."""
+    for to, reach, met in ((7.9, {}, True), (8.1, {}, False), (8.1, {"reach": 9}, True)):
+        for sign in (1, -1):
+            direction = jnp.array([2.0 * sign])
+            found = along(lambda x: x / 2, jnp.zeros(1), direction, 0, to, **reach)
+            assert np.isfinite(found).all() == met
+            if met:
+                np.testing.assert_allclose(found, [2 * to], rtol=1e-9)
 
 
 @pytest.mark.parametrize("side", [1, -1])

@@ -97,6 +97,37 @@ def test_the_adaptive_solver_is_told_both_tolerances():
     assert np.abs(one - theirs).max() > 1e-5
 
 
+@pytest.mark.parametrize("solver", ["heun", "midpoint", "tsit5"])
+def test_adaptive_steps_are_those_of_diffrax(solver):
+    """Of the method asked for, at a tolerance at which no two are alike."""
+    methods = {"heun": diffrax.Heun(), "midpoint": diffrax.Midpoint(), "tsit5": diffrax.Tsit5()}
+    ends = {
+        name: diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, x, _: curved(t, x)), method, 0.0, 1.0, None, X0,
+            stepsize_controller=diffrax.PIDController(1e-2, 1e-2),
+        ).ys[0]
+        for name, method in methods.items()
+    }  # fmt: skip
+    found = cdelta.Flow(curved, solver, rtol=1e-2)(X0)
+    for name, end in ends.items():
+        assert (np.abs(found - end).max() < 1e-12) == (name == solver)
+
+
+@pytest.mark.parametrize("solver", ORDERS)
+def test_evaluations_are_as_many_as_the_velocity_is_asked(solver):
+    asked = []
+
+    def counted(t, x):
+        jax.debug.callback(lambda t: asked.append(float(t)), t)
+        return curved(t, x)
+
+    flow = cdelta.Flow(counted, solver, 3)
+    jax.block_until_ready(flow(X0))
+    jax.effects_barrier()
+    stages = {"euler": 1, "heun": 2, "midpoint": 2, "rk4": 4, "tsit5": 6}  # of 7, one for errors
+    assert len(asked) == flow.evaluations == 3 * stages[solver]
+
+
 @pytest.mark.parametrize(
     "flow", [cdelta.Flow(velocity, "rk4", 60), cdelta.Flow(velocity, "tsit5", rtol=1e-9)]
 )

@@ -93,6 +93,18 @@ def test_the_borderline_of_c14_and_how_the_parts_grow():
     assert growth == pytest.approx(gaps.crossed_growth(0.95) - 0.5, abs=0.005)
 
 
+@pytest.mark.parametrize("radius", [0.5, 2.0])
+def test_a_part_is_its_integral_over_latents(radius):
+    r"""The other way round: latents R (sinh a, cosh a), of which the flow keeps x₂² - x₁², and the
+    Jacobian of the flow itself; the eight half branches are alike."""
+    a, step = np.linspace(0, 3.5, 401, retstep=True)
+    x = radius * jnp.stack([jnp.sinh(a), jnp.cosh(a)], 1)
+    J = jax.vmap(jax.jacfwd(gaps.crossed_flow(0.5)))(x)
+    density = np.exp(-(np.asarray(x) ** 2).sum(1) / 2) / (2 * np.pi) * radius
+    exact = 8 * np.trapezoid(density * (np.asarray(J) ** 2).sum((1, 2)), dx=step)
+    assert gaps.crossed_part(radius, 0.5) == pytest.approx(exact, rel=2e-4)
+
+
 def test_the_parts_add_up_to_what_samples_give():
     root = np.linspace(0, 1, 61)[1:]
     parts = jax.jit(jax.vmap(gaps.crossed_part, (0, None)))(6 * root**2, 0.5)

@@ -1,5 +1,7 @@
 """No random key is used twice: jax follows each key through the program of whatever draws."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,17 @@ from flax import nnx
 from jax.errors import KeyReuseError
 
 from cdelta import Empirical, Gaussian, GaussianMixture, causal, dependence, networks, training
+from cdelta.causal import _nodes
 from cdelta.datasets import faces, shapes, toy
 
 KEY = jax.random.key(0)
 EYES = jnp.stack([jnp.eye(2)] * 3)
+
+
+# a label, a number and two vectors; what is fitted of them does not matter
+LAYOUT = _nodes.Layout.of(tuple("kavw"), np.zeros((4, 4), bool), {"v": (2,), "w": (2,)}, {"k": 3})
+LAYOUT = LAYOUT.with_shapes({"k": np.zeros(1), "a": np.zeros(1), "v": 0, "w": 0})
+FLOW = SimpleNamespace(layout=LAYOUT, nodes=_nodes.Pieces(None, {}, {"k": jnp.ones(3) / 3}))
 
 
 def draws_twice(key):
@@ -36,6 +45,15 @@ DRAWING = {
     "a linear model": lambda key: causal.collider().sample(key, 4),
     "a loss": lambda key: training.loss(velocity, key, jnp.ones((4, 2))),
     "a target's loss": lambda key: training.target_loss(velocity, key, jnp.ones((4, 2))),
+    "a loss of some without a label": lambda key: training._some_unlabelled(
+        lambda t, x, c: c * x,
+        key,
+        (jnp.ones((4, 2)), jnp.ones(4)),
+        objective=training.loss,
+        null=0.0,
+        share=0.3,
+    ),
+    "nodes of a causal flow": lambda key: _nodes.draw(FLOW, key, 4),
 }
 
 

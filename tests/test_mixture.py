@@ -581,6 +581,10 @@ def test_zero_weights_are_allowed():
             "sum to one, got a sum of 1.1",
         ),
         (
+            lambda: GaussianMixture([0.5, 0.5001], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
+            "sum to one, got a sum of 1.0001",
+        ),
+        (
             lambda: GaussianMixture([-0.5, 1.5], jnp.zeros((2, 1)), jnp.ones((2, 1, 1))),
             "must not be negative",
         ),

@@ -324,6 +324,15 @@ def test_runs_that_are_not_independent_or_not_alike_are_refused(others, message)
         Moment.concatenate(others(moment))
 
 
+def test_the_same_words_for_two_generators_are_two_keys():
+    """What they draw is not the same: such runs are independent."""
+    words = jnp.zeros(4, jnp.uint32)
+    keys = [jax.random.wrap_key_data(words, impl=impl) for impl in ("rbg", "unsafe_rbg")]
+    runs = [wiggle_moment(three, key, 3, 9) for key in keys]
+    assert np.abs(runs[0].matrix - runs[1].matrix).max() > 1e-3
+    assert Moment.concatenate(runs).samples == 18
+
+
 def other():
     return wiggle_moment(three, jax.random.key(1), (3,), 9)
 
@@ -413,9 +422,12 @@ def test_html_says_every_entry_with_its_error_and_escapes_names():
     ElementTree.fromstring(page)  # every element is closed
 
 
-def test_html_of_many_features_says_the_largest_correlations():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_html_of_many_features_says_the_largest_correlations(sign):
+    """The largest of both signs."""
+
     def many(x):
-        return jnp.concatenate([x, x[:1] + 0.1 * x[1:2]])
+        return jnp.concatenate([x, sign * x[:1] + 0.1 * x[1:2]])
 
     moment = wiggle_moment(many, KEY, (12,), 20, names=[f"n{i}" for i in range(13)])
     _, *rows = moment._repr_html_().split("<tr>")[1:]
@@ -434,10 +446,44 @@ def test_a_figure_shows_correlations_or_the_moment():
     own = plt.figure().add_subplot()
     assert moment.plot(own, correlation=False) is own
     np.testing.assert_array_equal(own.images[0].get_array(), moment.matrix)
+    # a moment's own entries have errors, on the diagonal too; a correlation with itself has none
+    told = describe(*moment[1, 1]).replace(" ± ", "\n± ").replace("-", "−")
+    assert own.texts[4].get_text() == told and "±" in told
     # text stays readable in both themes: at zero the background shows, and never less than a third
     colors = own.images[0].cmap(np.linspace(0, 1, 5))
     assert colors[2][3] < 0.02 and colors[:, 3].max() < 0.7
+    assert colors[4][0] > 2 * colors[4][2] and colors[0][2] > 2 * colors[0][0]  # red above zero
     plt.close("all")
+
+
+def by_hand(matrix):
+    """A moment of two samples."""
+    matrix = np.array(matrix, float)
+    return Moment(matrix, np.stack([matrix, matrix]), np.full(2, 0.5), 2, 2.0)
+
+
+def test_the_scale_of_a_figure_is_symmetric_and_holds_every_entry():
+    """An unbiased estimate of a covariance need not be positive: its largest entry may be negative,
+    and off the diagonal."""
+    ax = by_hand([[1, -3], [-3, 2]]).plot(correlation=False)
+    assert ax.images[0].get_clim() == (-3, 3)
+    assert by_hand([[1, -3], [-3, 2]]).plot().images[0].get_clim() == (-1, 1)
+    plt.close("all")
+
+
+def test_a_variance_below_zero_has_no_correlation():
+    """As C3' may give one from few samples; what is not asked for is not in doubt."""
+    moment = by_hand([[1, 0.5, 0.2], [0.5, -0.1, 0], [0.2, 0, 4]])
+    for ask in (lambda: moment.correlation, lambda: moment.correlation_stderr):
+        with pytest.raises(ValueError, match=r"features \[1\] is undefined"):
+            ask()
+    assert moment.select([0, 2]).correlation[0, 1] == pytest.approx(0.1)
+
+
+def test_an_array_of_a_moment_is_a_copy():
+    moment = by_hand([[1, 0.5], [0.5, 2]])
+    np.asarray(moment)[0, 0] = 9
+    assert moment.matrix[0, 0] == 1
 
 
 def test_a_moment_comes_back_from_its_file(tmp_path):

@@ -105,6 +105,24 @@ def test_a_network_beside_a_normal_law_sees_and_answers_in_its_units():
     np.testing.assert_allclose(beyond, expected, rtol=2e-3, atol=2e-3)
 
 
+def test_a_direction_without_variance_is_none_of_the_flows_and_the_network_given_stays():
+    """As a pixel that is always paper: at t = 1 it would divide by its own variance, 0. It has a
+    thousandth of the largest deviation instead."""
+    x, seen, *_ = a_normal_law(200)
+    x[:, 1, 1] = 0.5
+    plain = networks.BesideNormal(Nothing((2, 2)), 2)
+    before = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(plain)))
+    known = plain.given(x, seen)
+    point, c = jnp.asarray(x[0], jnp.float32), jnp.asarray(seen[0], jnp.float32)
+    for t in (0.0, 0.5, 1.0):
+        assert np.isfinite(known(t, point, c)).all()
+    sizes = np.sort(np.asarray(known.sizes[...]))
+    np.testing.assert_allclose(sizes[0], 1e-6 * sizes[-1], rtol=1e-5)
+    after = jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(plain)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert not np.array_equal(known.mean[...], plain.mean[...])
+
+
 def test_what_does_not_fit_beside_a_normal_law(unchecked):
     x, seen, *_ = a_normal_law(20)
     network = networks.BesideNormal(Nothing((2, 2)), 2)
@@ -309,6 +327,16 @@ def test_a_condition_is_added_to_the_features_of_time(name):
             network(0.4, x, *wrong)
     with pytest.raises(ValueError, match="condition must be the count"):
         make(-1)
+
+
+def test_frequencies_of_the_ready_unets():
+    """The paper's are from 1e4 on, which a UNet has unless told; the small one's from 30."""
+    shapes = nnx.eval_shape(lambda: networks.UNet.paper((8, 8), rngs=rngs()))
+    small = nnx.eval_shape(lambda: networks.UNet.small((8, 8), rngs=rngs()))
+    assert (shapes.time, shapes.highest) == (256, 1e4)
+    assert (small.time, small.highest, small.patch) == (64, 30.0, 2)
+    assert [len(level) for level in small.down] == [2, 2] and small.t_in.in_features == 64
+    assert small.down[1][0].first.out_features == 96
 
 
 def test_small_unet_starts_as_the_zero_velocity():
@@ -534,6 +562,9 @@ def test_the_velocity_beyond_the_last_time_is_that_at_it():
     x = jnp.array([1.0, -2.0])
     for t in (0.8, 0.9, 1.0):
         np.testing.assert_allclose(velocity(t, x), (np.sin(4.0) - 1) * x / 0.2, rtol=1e-12)
+    usual = networks.VelocityFromTarget(lambda t, x: jnp.sin(5 * t) * x)  # the last time is .95
+    for t in (0.95, 0.98):
+        np.testing.assert_allclose(usual(t, x), (np.sin(4.75) - 1) * x / 0.05, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------ x1 prediction

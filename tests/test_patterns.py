@@ -86,6 +86,9 @@ def test_halves_tell_how_far_noise_lets_the_whole_agree_with_the_truth(rng):
         [np.corrcoef(patterns.correlations(np.cov(samples.T)), truth)[0, 1] for samples in draws]
     )
     assert 0.3 < r < 0.95 and abs(np.sqrt(2 * r / (1 + r)) - whole) < 0.02
+    # each repeat halves them in another way, and the mean is of all
+    once, twice, thrice = (repeats * patterns.halves(draws[0], repeats) for repeats in (1, 2, 3))
+    assert min(abs(twice - 2 * once), abs(thrice - 2 * twice + once)) > 1e-3
     with pytest.raises(ValueError, match="four rows or more"):
         patterns.halves(np.ones((3, 2)))
 

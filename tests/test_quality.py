@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import linregress
 
 from cdelta import quality
 
@@ -208,6 +209,23 @@ def test_slopes_and_their_errors():
     assert np.abs(np.mean(scores, 0)).max() < 0.25
     # Student's t of 37 degrees of freedom
     np.testing.assert_allclose(np.std(scores, 0), np.sqrt(37 / 35), rtol=0, atol=0.15)
+
+
+def test_errors_of_slopes_are_those_of_the_textbook():
+    """Few rows and causes that lean on one another: the rest over n - p - 1, and the diagonal of
+    the inverse of the normal equations with their constant; of one cause by SciPy too."""
+    x = RNG.normal(size=(7, 3)) @ [[1.0, 0.9, -2.0], [0.0, 0.3, 1.0], [0.0, 0.0, 5.0]] + 20
+    y = RNG.normal(size=(7, 2))
+    found = quality.regression(x, y)
+    design = np.column_stack([np.ones(7), x])
+    inverse = np.linalg.inv(design.T @ design)
+    slopes = inverse @ design.T @ y
+    variance = ((y - design @ slopes) ** 2).sum(0) / (7 - 3 - 1)
+    np.testing.assert_allclose(found.value, slopes[1:].T, rtol=1e-7)
+    expected = np.sqrt(np.outer(variance, np.diag(inverse)[1:]))
+    np.testing.assert_allclose(found.stderr, expected, rtol=1e-7)
+    one, theirs = quality.regression(x[:, :1], y[:, :1]), linregress(x[:, 0], y[:, 0])
+    assert (one.value, one.stderr) == pytest.approx((theirs.slope, theirs.stderr), rel=1e-10)
 
 
 @pytest.mark.parametrize(("n", "m"), [(40, 41), (3, 3)])

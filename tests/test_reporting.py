@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import cdelta
-from cdelta import _asked, _diagnostics, _pilot, _stream, dependence
+from cdelta import _asked, _diagnostics, _pilot, _stream, dependence, reporting
+from cdelta._features import Labels
+from cdelta._text import describe
 from cdelta.reporting import Report, report
 from tests.test_dependence import KEY, scores
 from tests.test_dependence_hypotheses import bent_pair, to_order_three, weighing
@@ -52,6 +54,7 @@ def test_moments_of_a_linear_map_are_exact(linear):
     for name in ("wiggle", "covariance", "lower", "upper"):
         np.testing.assert_allclose(linear.moments[name].matrix, U @ U.T, rtol=0, atol=1e-13)
         assert linear.moments[name].names == NAMES and linear.moments[name].samples == 512
+        assert linear.moments[name].effective_samples == pytest.approx(512)  # all alike
     samples = linear.moments["samples"]
     assert np.abs((samples.matrix - U @ U.T) / samples.stderr).max() < 4
     partial = linear.moments["wiggle"].partial("b").matrix
@@ -232,6 +235,10 @@ def test_features_with_jumps_constant_and_flat_ones_are_named():
     assert made.moments["wiggle"]["constant", "constant"] == (0, 0)
     for finding in (flat, about(made, "degenerate")[0]):  # half of the latents
         assert abs(finding.value - 0.5) < 4 * finding.stderr < 0.06
+    left_out = about(made, "degenerate")[0]  # a share of those drawn, not of those that were left
+    share = made.moments["held"].degenerate
+    assert left_out.value == share
+    assert left_out.stderr == pytest.approx(np.sqrt(share * (1 - share) / 4000), rel=1e-9)
     assert flat.startswith("half is flat at")
 
 
@@ -359,6 +366,63 @@ def test_a_frame_that_turns_is_said_to():
 
     (turn,) = about(report(twisted, KEY, 2, budget=2000, order=[0, 1]), "turn")
     assert turn.value > 0.5 and turn.warning and "may be wrong" in turn
+
+
+def test_of_a_frame_the_direction_that_turns_most_is_named():
+    """In the order that was given, whose first feature is the last that the map has."""
+
+    def partly(x):
+        c, s = jnp.cos(x @ x), jnp.sin(x[:2] @ x[:2])
+        return {"a": x[0] * c - x[1] * s, "b": x[0] * s + x[1] * c, "c": x[2]}
+
+    made = report(partly, KEY, 3, budget=200, order=["c", "a", "b"])
+    (said,) = about(made, "turn")
+    worst = int(np.argmax(made.turn.turn))
+    assert worst > 0 and abs(made.turn.turn[0]) < 1e-12
+    assert said.value == made.turn.turn[worst] and said.stderr == made.turn.stderr[worst]
+    assert f"most for {'cab'[worst]})" in said
+
+
+def test_of_many_features_the_most_bent_and_the_most_correlated_are_said():
+    """Ten of each: by size, whatever the sign, and not the first ones."""
+    bends = np.linspace(0, 1, 11)
+
+    def f(x):
+        own = x[:11] + bends * (x[:11] ** 2 - 1) / np.sqrt(2)
+        return jnp.append(own, 0.3 * x[1] - 2 * x[0])
+
+    made = report(f, KEY, 11, budget=1000)
+    orders = about(made, "order")
+    values = [one.value for one in orders]
+    assert len(orders) == 10 and values == sorted(values, reverse=True)
+    assert orders[0].startswith("feature 10 has") and values[0] > 1.4
+    assert not any(one.startswith("feature 0 has") for one in orders)
+    correlations = about(made, "correlation")
+    sizes = [abs(one.value) for one in correlations]
+    assert len(sizes) == 10 and sizes == sorted(sizes, reverse=True)
+    assert correlations[0].startswith("feature 0 and feature 11 ")
+    assert correlations[0].value == pytest.approx(-2 / np.sqrt(4.09), abs=0.05)
+
+
+def test_the_covariance_of_values_is_of_as_many_as_were_asked_for():
+    """Also where the last batch is not whole."""
+    found = reporting._sampled(bent, KEY, (2,), 100, Labels(2), {"batch": 30})
+    whole = reporting._sampled(bent, KEY, (2,), 100, Labels(2), {"batch": 100})
+    assert found.samples == whole.samples == 100
+    np.testing.assert_allclose(found.matrix, whole.matrix, rtol=1e-12)
+
+
+def test_what_holding_changes_is_said_from_before_to_after(linear, curved):
+    held, wiggle = linear.moments["held"], linear.moments["wiggle"]
+    (said,) = about(linear, "held")
+    before, after = (
+        describe(one.correlation[0, 2], one.correlation_stderr[0, 2]) for one in (wiggle, held)
+    )
+    assert f"of a and c goes from {before} to {after}." in said and before != after
+    assert said.value == held.correlation[0, 2]
+    # and the bounds' gap, upper less lower
+    below, above = (np.trace(curved.moments[name].matrix) for name in ("lower", "upper"))
+    assert about(curved, "bounds")[0].value == pytest.approx(above - below, rel=1e-9)
 
 
 def test_an_uncertain_tail_is_called_so():
@@ -531,3 +595,6 @@ def test_tables_figures_and_json(linear):
     told = json.loads(json.dumps(linear.to_json(), allow_nan=False))
     assert told["names"] == list(NAMES) and told["findings"][0]["text"] == linear.findings[0]
     np.testing.assert_allclose(told["moments"]["wiggle"]["matrix"], U @ U.T, rtol=0, atol=1e-13)
+    for name, moment in linear.moments.items():
+        for part in ("stderr", "samples", "effective_samples"):
+            np.testing.assert_array_equal(told["moments"][name][part], getattr(moment, part))

@@ -77,6 +77,23 @@ def stop_after(monkeypatch, batches, error):
     monkeypatch.setattr(_stream, "_batch_sums", stopping)
 
 
+def test_a_run_that_is_to_end_takes_a_batch_first():
+    """However late it is; and where it is asked for, it ends after the batch that is enough."""
+    with _stream.ending(lambda drawn: True):
+        assert wiggle_moment(linear, KEY, (4,), 100, batch=30).samples == 30
+    with _stream.ending(lambda drawn: drawn >= 40):
+        found = wiggle_moment(hermite, KEY, (4,), 100, batch=30)
+    np.testing.assert_allclose(found.matrix, wiggle_moment(hermite, KEY, (4,), 60).matrix)
+    assert wiggle_moment(linear, KEY, (4,), 100, batch=30).samples == 100
+
+
+def test_of_large_matrices_there_are_fewer_groups_but_eight():
+    """Of two a standard error would be known to 70 %, of one not at all."""
+    counts = {n: len(_stream.Sums.zero(n).count) for n in (1, 512, 600, 1024, 1800)}
+    assert counts == {1: 64, 512: 64, 600: 46, 1024: 16, 1800: 8}
+    assert len(_stream.Sums.zero(600, parts=4).count) == 11
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped("power cut")])
 def test_an_interrupted_run_keeps_what_it_had_and_goes_on(tmp_path, monkeypatch, error):
     path = tmp_path / "moment.npz"
@@ -134,12 +151,19 @@ def test_a_file_of_another_run_is_refused(tmp_path):
             lambda: wiggle_moment(lambda x: 2 * hermite(x), KEY, (4,), 100, resume=path),
         ),
         (
+            "belongs to another f",  # of a training that went on a little
+            lambda: wiggle_moment(lambda x: 1.01 * hermite(x), KEY, (4,), 100, resume=path),
+        ),
+        (
             "already holds 100 samples, more than samples=50",
             lambda: wiggle_moment(hermite, KEY, (4,), 50, resume=path),
         ),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    # rounding is no other f: a program of another version, or machine
+    near = wiggle_moment(lambda x: (1 + 1e-6) * hermite(x), KEY, (4,), 110, resume=path)
+    assert near.samples == 110
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"moment.npz is not a file of accumulated samples"):
         wiggle_moment(hermite, KEY, (4,), 100, resume=path)

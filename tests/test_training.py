@@ -71,6 +71,8 @@ def test_a_target_can_be_judged_by_its_velocity():
     np.testing.assert_allclose(
         training.target_velocity_loss(target, KEY, x1, last=last), expected, rtol=1e-9
     )
+    at_usual = training.target_velocity_loss(target, KEY, x1, last=0.95)
+    assert training.target_velocity_loss(target, KEY, x1) == at_usual  # VelocityFromTarget's
     # beyond last the weight stays
     late = training.target_velocity_loss(lambda t, x: 0 * x, KEY, jnp.ones((300, 2)), last=0.1)
     t = training._interpolated(KEY, jnp.ones((300, 2)), training.standard_normal)[0]
@@ -813,6 +815,22 @@ def test_the_null_label_learns_the_velocity_of_all_data_and_the_others_keep_thei
         assert guided(0.3, x)[0] == pytest.approx(free + strength * (alone - free), abs=0.3)
 
 
+def test_what_a_fit_is_unless_told():
+    """A batch of 128, AdamW at 1e-3, an average of .995, a tenth of the labels left out; over so
+    many steps that the average's memory is longer than its beginning."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 300)
+    data = (labels + rng.standard_normal(300))[:, None]
+    given = {"conditions": labels, "null": 2, "steps": 125, "chunk": 125}
+    told = {"batch": 128, "optimizer": training.adamw(1e-3), "ema": 0.995, "unlabelled": 0.1}
+    plain, same = (fit(affine_by_label(3), data, KEY, **given, **more) for more in ({}, told))
+    np.testing.assert_array_equal(plain.losses, same.losses)
+    for a, b in zip(weights(plain.network), weights(same.network), strict=True):
+        np.testing.assert_array_equal(a, b)
+    last = fit(affine_by_label(3), data, KEY, **given, **told | {"ema": 0.9}).network
+    assert np.abs(weights(last)[0] - weights(same.network)[0]).max() > 1e-4
+
+
 def test_labels_are_left_out_one_by_one_at_the_rate_asked_for(unchecked):
     """The share of each step as its loss; all parts of one sample's conditions at once."""
     n, share = 2000, 0.3
@@ -881,6 +899,20 @@ def test_a_coupling_is_what_the_loss_sees(unchecked):
         fit(mlp(), data, KEY, steps=1, coupling=lambda key, x0, x1: (x0[:3], x1))
     with pytest.raises(ValueError, match="conditions belong to an array"):
         fit(mlp(), lambda key: jnp.ones((3, 1)), KEY, steps=1, conditions=np.ones(3))
+
+
+def test_a_coupling_has_a_key_of_its_own():
+    """What it draws is neither the noise of the source nor the times."""
+    drawn, x1 = [], jnp.zeros((50, 2))
+
+    def noisy(key, x0, x1):
+        drawn.append((x0, jax.random.normal(key, x0.shape), training.stratified_times(key, 50)))
+        return x0, x1
+
+    t, x0, *_ = training._interpolated(KEY, x1, training.standard_normal, noisy)
+    ((given, normal, times),) = drawn
+    np.testing.assert_array_equal(given, x0)
+    assert np.abs(normal - x0).min() > 1e-6 and np.abs(times - t).min() > 1e-6
 
 
 ROWS = np.array([2, 0, 1, 1]), np.array([3, 3, 0, 1])  # a plan may use a row twice, or never

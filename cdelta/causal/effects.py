@@ -120,6 +120,7 @@ class _Frames(dependence._Statistic):
         lengths = jnp.linalg.norm(chosen, axis=-1)
         least = rows.shape[-1] * jnp.finfo(rows.dtype).eps * lengths
         free = (jnp.diagonal(lower, axis1=1, axis2=2) > least).all()
+        free |= ~jnp.isfinite(chosen).all()  # such gradients stop the run, they are not dependent
         here, there = jnp.where(free, frames, 0)
         return Sample(values, (here, there), jnp.where(free, 0.0, -jnp.inf).astype(rows.dtype))
 

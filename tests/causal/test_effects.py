@@ -279,6 +279,24 @@ def test_the_turn_is_unbiased_and_its_error_calibrated():
     assert ((0.7 < ratio) & (ratio < 1.4)).all()
 
 
+def test_pairs_at_which_a_gradient_adds_rounding_alone_are_left_out_of_the_turn():
+    """Where x₀ < 0 the second gradient is a multiple of the first, but for rounding, and its
+    direction any; where both latents have one, the frame does not turn."""
+    u, v = np.array([0.0, 0.3, -0.7, 1.1]), np.array([0.0, 0.9, 0.1, -0.4])
+
+    def f(x):
+        return jnp.stack([x @ u, 0.7 * (x @ u) + 0.1 * (x @ u) + jnp.maximum(x[0], 0) * (x @ v)])
+
+    def steady(x):
+        return jnp.stack([x @ u, 0.7 * (x @ u) + 0.1 * (x @ u) + jnp.where(x[0] > 0, x @ v, 0.0)])
+
+    found = causal.frame_turn(steady, jax.random.key(0), 4, 200, [0, 1])
+    np.testing.assert_allclose(found.turn, 0, rtol=0, atol=1e-12)
+    assert causal.frame_turn(f, jax.random.key(0), 4, 200, [0, 1]).turn[1] > 0.01
+    with pytest.raises(ValueError, match="cannot be held"):
+        causal.frame_turn(lambda x: x @ u * jnp.array([1.0, 0.3]), jax.random.key(0), 4, 9, [0, 1])
+
+
 def test_frame_turn_refuses():
     with pytest.raises(ValueError, match="order must be different indices"):
         causal.frame_turn(twisted, jax.random.key(0), 2, 10, [0, 0])

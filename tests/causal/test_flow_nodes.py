@@ -191,6 +191,11 @@ def test_a_label_is_drawn_set_and_kept(mixture):
     moved = flow.counterfactual(some, "a", 1.0)
     np.testing.assert_array_equal(moved["k"], some["k"])
     close(moved["v"], some["v"], 1e-3)
+    # a label that was set is its own noise as well, and has no density
+    held = {**some, "k": np.full(M, 2)}
+    np.testing.assert_array_equal(flow.do("k", 2).noises(held)["k"], 2)
+    density = flow.log_prob(held) - flow.do("k", 2).log_prob(held)
+    close(density, np.log(np.asarray(flow.nodes.frequencies["k"])[2]), 1e-5)
 
 
 def test_a_counterfactual_label_keeps_the_whitened_residual(mixture):

@@ -194,6 +194,28 @@ def test_what_was_set_has_no_noise_and_no_density(flow, samples):
         fixed.noises(samples[:3])
 
 
+def test_a_value_that_was_set_may_have_been_rounded(flow):
+    """A tenth in double is none in single; a hundredth more is another value."""
+    fixed = flow.do({"x": 0.1})
+    seen = np.asarray(fixed.sample(jax.random.key(4), 5), np.float32)
+    assert (np.asarray(fixed.noises(seen))[:, 0] == 0).all()
+    with pytest.raises(ValueError, match="agree with the values that interventions have set"):
+        fixed.noises(seen + np.array([0.01, 0, 0], np.float32))
+
+
+def test_shares_are_those_that_held_out_samples_want():
+    """Of a mean and a scale that are right, twice too large, and noise; the scale is judged beside
+    the mean that was kept."""
+    rng = np.random.default_rng(6)
+    mean, log_scale, r, *noise = rng.standard_normal((5, 4000)) * [[2], [0.4], [1], [0.5], [0.5]]
+    left = mean + np.exp(log_scale) * r
+    out = np.stack([(mean, log_scale), (2 * mean, log_scale), (2 * mean, 2 * log_scale), noise])
+    shares = _fitting.shown_affine(
+        jnp.asarray(out.transpose(0, 2, 1)), jnp.asarray(np.stack([left] * 4, 1))
+    )
+    np.testing.assert_allclose(shares, [[1, 1], [0.5, 1], [0.5, 0.5], [0, 0]], atol=0.101)
+
+
 def test_the_same_key_gives_the_same_flow_and_training_leaves_it_alone(samples):
     plain = CausalFlow(MODEL.graph, width=8)
     first, again = (plain.fit(samples[:3000], jax.random.key(1), **SMALL) for _ in range(2))

@@ -76,6 +76,14 @@ def test_every_entry_of_a_normal_law_is_constant():
     assert (scores < 1e-12).all() and (stderr < 1e-12).all()
 
 
+def test_scores_are_taken_at_nine_tenths_unless_told():
+    x = noisy(sine(64), 0.9)
+    at_usual, early = (causal.leaf_scores(exact_velocity, x, t) for t in (0.9, 0.8))
+    found = causal.leaf_scores(exact_velocity, x)
+    np.testing.assert_array_equal(found.scores, at_usual.scores)
+    assert (np.abs(found.scores / early.scores - 1) > 0.05).all()
+
+
 def test_entries_are_those_of_the_log_density():
     r"""H = (∇v - I/t) t/(1 - t), against two derivatives of log p_t."""
     t, x = 0.8, jnp.asarray(noisy(sine(64), 0.8))
@@ -236,6 +244,21 @@ def test_coupling_is_the_partial_correlation_of_a_normal_law_at_any_time():
 
 
 # ---------------------------------------------------------------------------------------- the order
+
+
+def test_rivals_are_features_that_may_come_last_as_well_and_have_an_edge():
+    """The last one's score is 0. In turn: less than a tenth above it; three standard errors are
+    more than what is between; as high as a normal sample's; and as such a one's by its own error.
+    Then one that is told, and one without an edge."""
+    scores = np.array([0, 0.05, 0.3, 1, 1, 1, 0.05])
+    stderr, null_stderr = np.full((2, 7), 0.01)
+    stderr[2], null_stderr[4] = 0.12, 0.2
+    null = np.array([0, 0, 0, 0.95, 0.7, 0, 0])
+    coupling, coupling_stderr = np.ones((7, 7)), np.full((7, 7), 0.01)
+    coupling[0, 6] = 0.02
+    found = order._Look(scores, stderr, coupling, coupling_stderr)
+    beside = order._Look(null, null_stderr, coupling, coupling_stderr)
+    assert order._rivals(found, beside, 0) == [1, 2, 3, 4]
 
 
 def find(x, key=KEY, **options):

@@ -44,6 +44,14 @@ def test_split_parts_the_data():
     np.testing.assert_array_equal(mnist(split="train").images, train.images)
 
 
+def test_every_fifth_image_of_a_digit_is_held_out():
+    """The fifth, the tenth, …: another fifth is other images for nets that were trained before."""
+    fives = mnist(digits=(5,)).images
+    held_out, train = (mnist(digits=(5,), split=split).images for split in ("held_out", "train"))
+    np.testing.assert_array_equal(held_out, fives[4::5])
+    np.testing.assert_array_equal(train, np.delete(fives, np.s_[4::5], axis=0))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "message"),

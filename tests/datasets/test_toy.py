@@ -38,6 +38,22 @@ def test_rings_radii():
     assert np.abs(z_scores(x, [0, 0])).max() < 4
 
 
+def test_blur_and_radii_unless_told():
+    """Of the moons E x² is 1 and of the blur .1²; off the circles 1 and 2 points scatter by .1 in
+    every direction."""
+    x = np.asarray(toy.moons(jax.random.key(3), 4 * N))
+    assert np.abs(z_scores(x**2, [1.01, 0.5 * (1.25 - 2 / np.pi) + 0.01])).max() < 4
+    # E xy is 0 of the upper moon and 1/2 - 2/π of the lower: the blurs of x and y are independent
+    assert abs(z_scores(x.prod(1), 0.25 - 1 / np.pi)) < 4
+    x = np.asarray(toy.rings(jax.random.key(4), 4 * N))
+    radius = np.linalg.norm(x, axis=1)
+    near = np.abs(radius[:, None] - [1, 2]).min(1)
+    assert np.abs(np.mean(radius > 1.5) - 0.5) < 5 * 0.5 / np.sqrt(4 * N)
+    # of the second order in the blur, a circle's bend adds 3 σ⁴ / 4 r² to the radial variance
+    assert abs(near.var() + near.mean() ** 2 - 0.01) < 3e-4
+    assert abs(z_scores(x.prod(1), 0)) < 4
+
+
 @pytest.mark.parametrize("density", [toy.moons, toy.checkerboard, toy.rings])
 def test_shape_and_reproducibility(density):
     a, b, c = (density(jax.random.key(seed), 7) for seed in (0, 0, 1))
