@@ -198,6 +198,31 @@ def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes
     return Slopes(slopes.T, np.sqrt(np.outer(variance, (inverse**2).sum(1))))
 
 
+def explained(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Float[np.ndarray, " q"]:
+    r"""The share of the variance of each column of y that least squares on x and a constant
+    explains (the coefficient of determination).
+
+    .. math:: R_i^2 = 1 - \sum_s \hat e_{si}^2 \Big/ \sum_s (y_{si} - \bar y_i)^2
+
+    Columns of x may depend on each other. 0 where y does not vary. Raises ValueError when x and y
+    are not equally many rows, two at least, or not finite.
+    """
+    x, y = _rows("x", x).astype(np.float64), _rows("y", y)
+    if not len(x) == len(y) > 1:
+        raise ValueError(
+            f"x and y must be equally many rows, two at least, got {len(x)} and {len(y)}"
+        )
+    left, lengths, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    basis = left[:, lengths > max(x.shape) * np.finfo(float).eps * lengths[0]]
+    shares = []
+    for first in range(0, y.shape[1], 1024):  # all pixels of many images in double would be large
+        some = y[:, first : first + 1024].astype(np.float64)
+        some -= some.mean(0)
+        found, whole = ((part**2).sum(0) for part in (basis.T @ some, some))
+        shares.append(np.divide(found, whole, out=np.zeros_like(whole), where=whole > 0))
+    return np.concatenate(shares)
+
+
 def median(values: Float[ArrayLike, " n"], repeats: int = 500) -> Median:
     """The median of independent values and its standard error, by the bootstrap: the spread of the
     medians of ``repeats`` draws with replacement.

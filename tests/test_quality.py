@@ -329,3 +329,21 @@ def test_concentration_counts_equal_samples_and_finds_the_largest():
 def test_weights_that_say_nothing_are_refused(weights, top, message):
     with pytest.raises(ValueError, match=message):
         quality.concentration(np.array(weights), top)
+
+
+def test_the_share_explained_is_the_squared_correlation_with_the_fit(unchecked):
+    """NumPy's least squares, more columns than fit into one block, one of them constant, and causes
+    of which one is the sum of two others; the null is a cause left out."""
+    x = RNG.normal(size=(50, 3)) + 7
+    y = (x @ RNG.uniform(1, 2, (3, 1100)) + RNG.normal(size=(50, 1100))).astype(np.float32)
+    y[:, 5] = 2
+    found = quality.explained(np.c_[x, x[:, 0] + x[:, 1]], y)
+    for i in (0, 700, 1099):
+        fitted = np.c_[np.ones(50), x] @ np.linalg.lstsq(np.c_[np.ones(50), x], y[:, i])[0]
+        assert found[i] == pytest.approx(np.corrcoef(fitted, y[:, i])[0, 1] ** 2, rel=1e-6)
+        assert quality.explained(x[:, ::2], y)[i] < found[i] - 1e-3
+    assert found[5] == 0
+    np.testing.assert_allclose(quality.explained(x, x @ np.ones((3, 1))), 1, rtol=1e-12)
+    for n, m in ((1, 1), (5, 4)):
+        with pytest.raises(ValueError, match=f"equally many rows, two at least, got {n} and {m}"):
+            quality.explained(np.ones((n, 1)), np.ones((m, 1)))

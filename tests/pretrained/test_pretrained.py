@@ -175,6 +175,40 @@ def test_a_run_that_stops_early_is_on_the_schedule_of_the_whole():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_recipe_may_begin_where_another_ended_and_weigh_what_it_watches(monkeypatch):
+    """Its first loss is that of the other's weights, by hand; pixels that the watched attributes
+    move count more, and the others something."""
+    data = {"graph": "collider", "n": 200}
+    first = RECIPES["faces_collider"]
+    recipe = dataclasses.replace(first, data_arguments=data, steps=2, warmup=1, batch=8)
+    weight, (images, labels) = recipe.weight(), samples.dataset(**data)
+    assert weight(0.3).shape == (64, 64, 3) and float(weight(0.7).min()) > 0
+    times = (jnp.arange(1000) + 0.5) / 1000
+    assert float(jax.vmap(weight)(times).mean()) == pytest.approx(1, rel=1e-4)
+    np.testing.assert_allclose(weight(0.3), 10 * weight(0.9), rtol=1e-6)
+    watched = [samples.ATTRIBUTES.index(name) for name in recipe.watched]
+    pixel = np.unravel_index(int(weight(0.3).argmax()), images.shape[1:])
+    strongest = [abs(np.corrcoef(images[:, *pixel], labels[:, i])[0, 1]) for i in range(14)]
+    assert int(np.argmax(strongest)) in watched
+    network = pretrained.load("faces").network
+    rows = []
+
+    def seen(network, key, x1, weight):
+        rows.append((network, key, x1))
+        return jnp.zeros(())
+
+    found = recipe.fit(progress=False).losses[0]
+    monkeypatch.setattr(training, "target_velocity_loss", seen)
+    with jax.disable_jit():
+        recipe.fit(progress=False)
+    (_, key, x1), *_ = rows
+    x1 = jnp.asarray(x1)
+    monkeypatch.undo()
+    by_hand = training.target_velocity_loss(network, key, x1, weight=weight)
+    assert found == pytest.approx(float(by_hand), rel=1e-4)
+    assert abs(float(training.target_velocity_loss(network, key, x1)) / found - 1) > 0.05
+
+
 def test_the_held_out_loss_is_the_mean_over_held_out_rows():
     recipe = tiny()
     network, images = recipe.build(), recipe.samples("held_out")
