@@ -8,7 +8,9 @@ order:
 .. math:: f = E f + f_1 + f_2 + \dots, \qquad f_n = \sum_{|m| = n} c_m h_m, \qquad
           c_m = E[f(X)\, h_m(X)], \qquad h_m(x) = \prod_j h_{m_j}(x_j) .
 
-Everything here evaluates f at ``nodes`` to the power of d latents: d of 1, 2, or 3.
+Everything here evaluates f at ``nodes`` to the power of d latents: d of 1, 2, or 3. Where f has no
+few polynomials that fit it, as a flow that parts its latents, an even lattice (:func:`lattice`)
+misses less.
 """
 
 from collections.abc import Callable
@@ -59,6 +61,26 @@ def quadrature(dim: int, nodes: int) -> tuple[Float[np.ndarray, "N dim"], Float[
     return latents, reduce(np.multiply.outer, [w / w.sum()] * dim).ravel()
 
 
+def lattice(
+    dim: int, reach: float | int = 6.5, step: float | int = 0.1
+) -> tuple[Float[np.ndarray, "N dim"], Float[np.ndarray, " N"]]:
+    r"""Latents an even ``step`` apart with no coordinate beyond ``reach``, and the weights
+    :math:`\varphi(x)\, \text{step}^d` of the trapezoid rule for :math:`E\, g(X)`.
+
+    For an analytic g it converges faster than any power of the step, down to what lies beyond the
+    reach. Raises ValueError for a step or a reach that is not positive.
+    """
+    dim = _check.count("dim", dim)
+    for name, length in (("reach", reach), ("step", step)):
+        if not 0 < length < np.inf:
+            raise ValueError(f"{name} must be positive and finite, got {length}")
+    many = int(np.floor(reach / step + 1e-9))
+    x = step * np.arange(-many, many + 1)
+    latents = np.stack(np.meshgrid(*[x] * dim, indexing="ij"), -1).reshape(-1, dim)
+    one = np.exp(-(x**2) / 2) * step / np.sqrt(2 * np.pi)
+    return latents, reduce(np.multiply.outer, [one] * dim).ravel()
+
+
 def orders(
     f: Features, dim: int, order: int = 40, nodes: int = 64
 ) -> Float[np.ndarray, "orders n n"]:
@@ -83,15 +105,25 @@ def orders(
     return np.stack([c @ c.T for c in (parts[:, total == n] for n in range(order + 1))])
 
 
-def moments(f: Features, dim: int, nodes: int = 64) -> Moments:
+def moments(
+    f: Features,
+    dim: int,
+    nodes: int = 64,
+    rule: tuple[ArrayLike, ArrayLike] | None = None,
+    batch: int | None = None,
+) -> Moments:
     r""":math:`\operatorname{Cov} f(X)`, :math:`E[J J^{\mathsf T}]` and :math:`E[J]`, from f and its
     Jacobian: no polynomial is taken.
 
-    f maps ``[dim]`` to ``[n]``. Raises ValueError when it does not return a vector.
+    f maps ``[dim]`` to ``[n]``. ``rule`` has latents and weights to take in the place of
+    :func:`quadrature`'s, such as :func:`lattice`'s; ``batch`` is how many latents f takes at once,
+    all of them when it is None. Raises ValueError when f does not return a vector.
     """
-    latents, mass = map(jnp.asarray, quadrature(dim, nodes))
-    y, J = _values(f, latents), jax.vmap(jax.jacobian(f))(latents)
-    cov = (mass[:, None] * y).T @ y - jnp.outer(mass @ y, mass @ y)
+    latents, mass = map(jnp.asarray, quadrature(dim, nodes) if rule is None else rule)
+    many = jax.vmap if batch is None else partial(_in_portions, batch=batch)
+    y, J = _vectors(many(f)(latents)), many(jax.jacfwd(f))(latents)
+    centred = y - mass @ y
+    cov = (mass[:, None] * centred).T @ centred
     wiggle = jnp.einsum("n,nij,nkj->ik", mass, J, J)
     return Moments(*map(np.asarray, (cov, wiggle, jnp.einsum("n,nij->ij", mass, J))))
 
@@ -116,7 +148,14 @@ def product(
 
 
 def _values(f: Features, latents: ArrayLike) -> Array:
-    values = jax.vmap(f)(jnp.asarray(latents))
+    return _vectors(jax.vmap(f)(jnp.asarray(latents)))
+
+
+def _vectors(values: Array) -> Array:
     if values.ndim != 2:
         raise ValueError(f"f must return a vector [n], got shape {values.shape[1:]}")
     return values
+
+
+def _in_portions(f: Features, batch: int) -> Features:
+    return jax.jit(partial(jax.lax.map, f, batch_size=_check.count("batch", batch)))

@@ -394,6 +394,39 @@ def _affine_jacobians(parts: _Components):
 
 
 @one_dtype
+def border(
+    t: Time, source: Gaussian, target: GaussianMixture, first: int, second: int
+) -> Float[Array, " d"]:
+    r"""Where two components are equally likely on the line between their means.
+
+    .. math:: x = m_j + s\,(m_k - m_j), \qquad \gamma_j(t, x) = \gamma_k(t, x), \qquad 0 \le s \le 1
+
+    with j the ``first`` and k the ``second``: of the log-odds, a quadratic function of s, the zero.
+    NaN where there is none, as one of the two is likelier all the way: where their means are near,
+    and at t = 0.
+
+    Shapes: the result ``[d]``. Raises ValueError when the two are not different components, or
+    ``t`` leaves [0, 1].
+    """
+    _check_component(first, target)
+    _check_component(second, target)
+    if first == second:
+        raise ValueError(f"first and second must differ, got component {first} for both")
+    means = law_at(t, source, target).means
+    ahead = means[second] - means[first]
+    at_first, at_second = (_components(t, means[k], source, target) for k in (first, second))
+    prior = jnp.log(target.weights[first]) - jnp.log(target.weights[second])
+    start, end = (
+        prior + parts.log_ratio[first] - parts.log_ratio[second] for parts in (at_first, at_second)
+    )
+    slope = -at_first.scores[second] @ ahead  # at the first mean, where its own score is zero
+    bend = end - start - slope
+    # in the form that does not cancel: the slope is negative
+    share = 2 * start / (jnp.sqrt(slope**2 - 4 * start * bend) - slope)
+    return jnp.where((start >= 0) & (end <= 0), means[first] + share * ahead, jnp.nan)
+
+
+@one_dtype
 def affinity_bound(
     t: Time, x: Float[ArrayLike, " d"], source: Gaussian, target: GaussianMixture, component: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -46,6 +46,25 @@ def test_quadrature_is_exact_for_polynomials(dim):
         assert w @ (x[:, 0] ** 4 * x[:, 1] ** 2) == pytest.approx(3)
 
 
+def test_a_lattice_is_a_rule_for_what_is_smooth():
+    x, w = hermite.lattice(2, reach=8.0, step=0.4)
+    assert x.shape == (41**2, 2) and x.min() == pytest.approx(-8) == -x.max()
+    frequency = np.array([0.7, -1.1])
+    wave = np.cos(x @ frequency + 0.3)
+    assert w @ wave == pytest.approx(np.cos(0.3) * np.exp(-(frequency @ frequency) / 2), abs=1e-13)
+    # what lies beyond the reach is left out
+    assert hermite.lattice(1, 2.0, 0.01)[1].sum() == pytest.approx(0.9545, abs=1e-3)
+
+
+def test_moments_by_a_rule_of_ones_own_and_in_portions():
+    rule = hermite.lattice(2, 9.0, 0.25)  # beyond 8 the exponential's square has 5e-12
+    found, exact = hermite.moments(waves, 2, rule=rule, batch=500), hermite.moments(waves, 2)
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    coarse = hermite.moments(waves, 2, rule=hermite.lattice(2, 8.0, 2.5))
+    assert np.abs(coarse.cov - exact.cov).max() > 1e-3
+
+
 def test_orders_by_hand():
     parts = hermite.orders(bent, 2, order=4, nodes=12)
     exact = np.stack([0 * FIRST, FIRST, SECOND, 0 * FIRST, 0 * FIRST])
@@ -99,6 +118,10 @@ def test_what_samples_give_is_what_quadrature_gives():
         (lambda: hermite.moments(jnp.sum, 2), r"f must return a vector \[n\], got shape \(\)"),
         (lambda: hermite.polynomials(0.5, 0), "order must be a positive integer, got 0"),
         (lambda: hermite.quadrature(0, 3), "dim must be a positive integer, got 0"),
+        (lambda: hermite.lattice(0), "dim must be a positive integer, got 0"),
+        (lambda: hermite.lattice(2, step=0.0), "step must be positive and finite, got 0.0"),
+        (lambda: hermite.lattice(2, np.inf), "reach must be positive and finite, got inf"),
+        (lambda: hermite.moments(bent, 2, batch=0), "batch must be a positive integer, got 0"),
         (lambda: hermite.quadrature(2, 0), "nodes must be a positive integer, got 0"),
     ],
 )

@@ -226,6 +226,37 @@ def test_the_table_of_jacobians_under_intervention_and_observation(t):
         np.testing.assert_allclose(apart, 0, rtol=0, atol=1e-12)
 
 
+def test_on_a_border_two_components_are_equally_likely():
+    """Of different weights and covariances, on the line between the means, from either side."""
+    source, target = laws.pair_mixture(3, 2)
+    target = GaussianMixture(jnp.array([0.6, 0.3, 0.1]), 4 * target.means, target.covs)
+    for t in (0.5, 0.9, 1.0):
+        means = mixture.law_at(t, source, target).means
+        for j, k in ((0, 1), (1, 2), (2, 0)):
+            x = mixture.border(t, source, target, j, k)
+            odds = mixture.responsibilities(t, x, source, target)[jnp.array([j, k])]
+            np.testing.assert_allclose(odds[0] / odds[1], 1, rtol=1e-9)
+            share = (x - means[j]) / (means[k] - means[j])
+            np.testing.assert_allclose(share, share[0], rtol=1e-9)
+            assert 0 < share[0] < 1
+            np.testing.assert_allclose(mixture.border(t, source, target, k, j), x, rtol=1e-9)
+
+    # it moves with the weights as the log-odds say
+    def at(w):
+        law = GaussianMixture(jnp.array([w, 0.9 - w, 0.1]), target.means, target.covs)
+        return mixture.border(0.9, source, law, 0, 1)
+
+    quotient = (at(0.6 + 1e-6) - at(0.6 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.jacfwd(at)(0.6), quotient, rtol=1e-6)
+
+
+def test_there_is_no_border_where_one_component_is_likelier_all_the_way():
+    source, target = laws.pair_mixture(3, 2)
+    near = GaussianMixture(jnp.array([0.98, 0.01, 0.01]), 0.1 * target.means, target.covs)
+    assert jnp.isnan(mixture.border(0.5, source, near, 0, 1)).all()
+    assert jnp.isnan(mixture.border(0.0, source, target, 0, 1)).all()
+
+
 @pytest.mark.parametrize("t", [0.3, 0.7])
 def test_affinity_is_what_is_measured_beside_its_bounds(t):
     source, target = laws.pair_mixture(38, 3)
@@ -622,6 +653,11 @@ def test_zero_weights_are_allowed():
                 0.5, jnp.ones(2), Gaussian.standard(3), laws.pair_mixture(0, 2)[1]
             ),
             "agree in dimension, got 3 and 2",
+        ),
+        (lambda: mixture.border(0.5, *laws.pair_mixture(0, 2), 0, 3), "one of 0 ... 2, got 3"),
+        (
+            lambda: mixture.border(0.5, *laws.pair_mixture(0, 2), 1, 1),
+            "must differ, got component 1",
         ),
         (
             lambda: mixture.affinity_bound(0.5, jnp.ones(2), *laws.pair_mixture(0, 2), 3),

@@ -57,6 +57,7 @@ CASES = {
     "mixture.component_jacobians": (mixture.component_jacobians, T, *BLEND),
     "mixture.component_velocities": (mixture.component_velocities, T, X, *BLEND),
     "mixture.blend": (mixture.blend, T, X, *BLEND),
+    "mixture.border": (mixture.border, T, *BLEND, 0, 1),
     "mixture.affinity": (mixture.affinity, T, X, *BLEND),
     "mixture.affinity_bound": (mixture.affinity_bound, T, X, *BLEND, 1),
     "mixture.affinity_on_ball": (mixture.affinity_on_ball, T, 0.5, *BLEND, 1),
