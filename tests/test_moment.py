@@ -523,7 +523,19 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     whole = path.read_bytes()
     at = whole.index(b"descr") + 300  # in the first array's numbers, which a checksum covers
     assert b"pickle" not in whole
-    for damaged in (whole[: len(whole) // 2], b"", b"{}", whole[:at] + b"!!!!" + whole[at + 4 :]):
+    entry = whole.rindex(b"PK\x01\x02")  # of the archive's list: its flags, its method
+
+    def turned(place):
+        return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        b"{}",
+        whole[:at] + b"!!!!" + whole[at + 4 :],
+        turned(entry + 8),
+        turned(entry + 10),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="is not a moment's file"):
             Moment.load(path)
