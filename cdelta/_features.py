@@ -127,13 +127,31 @@ def by_name(argument: str, x: Any, names: Sequence[str]) -> Any:
     """
     if not hasattr(x, "to_numpy") or not names:
         return x
-    there = list(x.columns if hasattr(x, "columns") else getattr(x, "index", ()))
+    frame = hasattr(x, "columns")
+    there = list(x.columns if frame else getattr(x, "index", ()))
     if not any(isinstance(name, str) for name in there):
-        return x.to_numpy()
+        return _values(argument, x) if frame else x.to_numpy()
     missing = [name for name in names if name not in there]
     if missing:
         raise ValueError(f"{argument} must have the features {missing}, got {there}")
-    return x[list(names)].to_numpy()
+    return _values(argument, x[list(names)]) if frame else x[list(names)].to_numpy()
+
+
+def _values(argument: str, frame: Any) -> np.ndarray:
+    """A data frame as a matrix; where pandas makes one of objects, as of its nullable dtypes, its
+    columns are read one by one. Raises ValueError naming those that hold no numbers."""
+    whole = frame.to_numpy()
+    if whole.dtype != object:
+        return whole
+    columns = {name: np.asarray(frame[name].to_numpy()) for name in frame.columns}
+    bad = [name for name, column in columns.items() if column.dtype.kind not in "iuf"]
+    if bad:
+        told = ", ".join(f"{name!r} ({columns[name].dtype})" for name in bad)
+        raise ValueError(
+            f"{argument} must hold real numbers in every column, got {told}: leave these out, or "
+            "make numbers of them (truth values: .astype(float))"
+        )
+    return np.column_stack(list(columns.values()))
 
 
 def as_vector(f: Callable, shape: tuple[int, ...], dtype: Any, names: Any) -> tuple[Any, Labels]:
@@ -241,7 +259,7 @@ def table(name: str, features: Any) -> tuple[Any, Any]:
     """Samples ``[N, n]`` and the names that they carry: of a data frame its columns, of a mapping
     (of vectors ``[N]`` or matrices ``[N, k]``) its keys, of anything else none."""
     if hasattr(features, "columns") and hasattr(features, "to_numpy"):
-        return features.to_numpy(), [str(column) for column in features.columns]
+        return _values(name, features), [str(column) for column in features.columns]
     if not isinstance(features, Mapping):
         return features, None
     columns, names = [], []

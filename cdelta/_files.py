@@ -4,11 +4,17 @@ import contextlib
 import errno
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _MARK = ".unfinished"
+
+# what NumPy raises on an archive of arrays that is damaged; RuntimeError of one whose flags or
+# methods of compression zipfile does not know
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextlib.contextmanager

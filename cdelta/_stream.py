@@ -15,7 +15,6 @@ import json
 import os
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -447,9 +446,12 @@ class _Store:
     def __init__(self, path: str, setting: dict[str, Any], statistic: Any, f: Callable):
         self.path, self.setting = path, setting
         # a function has no name that survives a restart; its value at one point tells it from
-        # another well enough
-        point = jax.random.normal(jax.random.key(0), statistic.shape).astype(statistic.dtype)
-        self.features = np.asarray(f(point)).astype(np.float64)
+        # another well enough, in units of each feature from two: they may be far apart, and one of
+        # its values near 0
+        points = jnp.stack([jax.random.normal(jax.random.key(i), statistic.shape) for i in (0, 1)])
+        both = np.asarray(jax.vmap(f)(points.astype(statistic.dtype))).astype(np.float64)
+        unit = np.fmax(*np.abs(both))
+        self.features, self.unit = both[0], np.where((unit > 0) & np.isfinite(unit), unit, 1.0)
         self.written = time.monotonic()
 
     def read(self, n: int, samples: int) -> Sums:
@@ -491,7 +493,7 @@ class _Store:
             for name, part, like in zip(Sums._fields, sums, empty, strict=True):
                 if part.shape != like.shape or not np.isfinite(part).all():
                     raise ValueError(f"its {name} is not finite or not of shape {like.shape}")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _files.DAMAGED as error:
             raise ValueError(
                 f"resume: {self.path} is not a file of accumulated samples ({error})"
             ) from error
@@ -502,7 +504,7 @@ class _Store:
                     f"its {name} is {setting.get(name)}, here it is {mine}"
                 )
         alike = features.shape == self.features.shape and np.allclose(
-            features, self.features, rtol=1e-3, atol=1e-3 * np.abs(self.features).max()
+            features / self.unit, self.features / self.unit, rtol=1e-3, atol=1e-3
         )
         if not alike:
             raise ValueError(

@@ -545,6 +545,10 @@ def do_moment(
     On a learned flow this is an intervention only as far as its frame does not turn
     (:func:`cdelta.causal.frame_turn`, C11).
 
+    This needs :math:`E[\|m\|^2 \|a\|^2] < \infty`, which fails where q vanishes on a surface, as m
+    grows there like :math:`1/\|q\|`: then the standard errors mean nothing, and a few
+    ``effective_samples`` are the only sign.
+
     Every latent counts alike. Where the gradient of k is zero, or depends linearly on its
     parents' (or these on one another), there is no q: such latents are left out, and their share is
     ``degenerate``. The row and the column of k are zero, its correlations undefined. ``method`` and

@@ -69,7 +69,7 @@ class Gaussian:
     @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws. Raises ValueError when n is not a positive integer."""
-        n = _check.count("n", n)
+        n, key = _check.count("n", n), _check.key("key", key)
         z = jax.random.normal(key, (n, self.dim), self.mean.dtype)
         root = jnp.sqrt(self.covariance) if self.isotropic else jnp.linalg.cholesky(self.covariance)
         return self.mean + (z * root if self.isotropic else z @ root.T)

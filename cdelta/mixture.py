@@ -85,7 +85,7 @@ class GaussianMixture:
     @one_dtype
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n d"]:
         """``n`` independent draws. Raises ValueError when n is not a positive integer."""
-        n = _check.count("n", n)
+        n, key = _check.count("n", n), _check.key("key", key)
         key_label, key_noise = jax.random.split(key)
         labels = jax.random.choice(key_label, self.weights.size, (n,), p=self.weights)
         noise = jax.random.normal(key_noise, (n, self.dim), self.means.dtype)

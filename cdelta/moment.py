@@ -6,7 +6,6 @@ import html
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -499,7 +498,7 @@ def read(
             arrays = {name: np.asarray(file[name]) for name in file.files if name != "about"}
         if about["kind"] != kind or type(about["format"]) is not int or about["format"] < 1:
             raise ValueError(f"it says that it holds {about['kind']!r}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_files.DAMAGED, TypeError) as error:
         what = kind.rpartition(".")[2].lower()
         raise ValueError(f"{os.fspath(path)} is not a {what}'s file ({error})") from error
     if about["format"] > latest:

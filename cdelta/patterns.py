@@ -35,7 +35,7 @@ def agreement(
     ``samples`` says which samples each is of: two of one label, ``(0, 0)``, are of the same, row by
     row, and leave them out together. ``b`` may be a matrix, which then counts as known. Noise in
     either lowers the coefficient: :func:`halves` says how far. Raises ValueError where moments of
-    one label have other groups.
+    one label have other groups, and for two features, whose single pair is no pattern.
     """
     if not isinstance(b, Moment):
         known = correlations(b)
@@ -60,7 +60,7 @@ def halves(samples: Float[ArrayLike, "N n"], repeats: int = 10) -> float:
 
     By the Spearman–Brown formula all the samples then agree with the truth to
     :math:`\sqrt{2r/(1+r)}`, if noise is all that keeps them from it. Raises ValueError for fewer
-    than four samples.
+    than four samples, and for fewer than three features.
     """
     samples, repeats = np.asarray(samples), _check.count("repeats", repeats)
     if samples.ndim != 2 or len(samples) < 4:
@@ -113,6 +113,8 @@ def _jackknife(
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    if len(a) < 2:
+        raise ValueError("a pattern must be of three features or more: two have a single pair")
     return np.corrcoef(a, b)[0, 1]
 
 

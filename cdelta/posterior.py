@@ -81,7 +81,7 @@ class Empirical:
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n ..."]:
         """``n`` independent draws: a point each, moved by the bandwidth's noise. Raises ValueError
         when n is not a positive integer."""
-        n = _check.count("n", n)
+        n, key = _check.count("n", n), _check.key("key", key)
         key_point, key_noise = jax.random.split(key)
         drawn = jax.random.choice(key_point, self.points, (n,))
         return drawn + self.bandwidth * jax.random.normal(key_noise, drawn.shape, drawn.dtype)

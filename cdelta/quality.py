@@ -85,7 +85,7 @@ def sliced_wasserstein(
     # said here, for those who have told JAX to promote nothing by itself
     dtype = np.promote_types(_check.as_single("x", x).dtype, _check.as_single("y", y).dtype)
     x, y = _pair("x", x, "y", y)
-    directions = _check.count("directions", directions)
+    directions, key = _check.count("directions", directions), _check.key("key", key)
     if directions < 2:
         raise ValueError(f"directions must be at least 2, for a standard error, got {directions}")
     theta = jax.random.normal(key, (x.shape[1], directions), dtype)
@@ -182,7 +182,8 @@ def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes
 
     .. math:: y = a + B x + e, \qquad s_{ij}^2 = \hat\sigma_i^2 \bigl[(X^\top X)^{-1}\bigr]_{jj}
 
-    Raises ValueError when x and y are not equally many rows, more than p + 1, or not finite.
+    Raises ValueError when x and y are not equally many rows, more than p + 1, or not finite, and
+    where a column of x is constant or a linear function of those before it, naming it.
     """
     x, y = (_rows(name, rows).astype(np.float64) for name, rows in (("x", x), ("y", y)))
     if not len(x) == len(y) > x.shape[1] + 1:
@@ -190,8 +191,16 @@ def regression(x: Float[ArrayLike, "n p"], y: Float[ArrayLike, "n q"]) -> Slopes
             f"x and y must be equally many rows, more than {x.shape[1] + 1}, got {len(x)} and "
             f"{len(y)}"
         )
+    sizes = np.linalg.norm(x, axis=0)
     x, y = x - x.mean(0), y - y.mean(0)  # the constant's part
     basis, triangle = np.linalg.qr(x)
+    # |R_jj| is what column j adds to those before it; what a dependent one adds is rounding
+    added = np.abs(np.diagonal(triangle))
+    if (bad := added <= len(x) * np.finfo(float).eps * sizes).any():
+        raise ValueError(
+            "x must have columns that are neither constant nor linear functions of those before "
+            f"them, but {np.flatnonzero(bad).tolist()} are: leave them out"
+        )
     slopes = np.linalg.solve(triangle, basis.T @ y)
     variance = ((y - x @ slopes) ** 2).sum(0) / (len(x) - x.shape[1] - 1)
     inverse = np.linalg.solve(triangle, np.eye(len(triangle)))  # (X^T X)^-1 = R^-1 R^-T

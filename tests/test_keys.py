@@ -9,7 +9,16 @@ import pytest
 from flax import nnx
 from jax.errors import KeyReuseError
 
-from cdelta import Empirical, Gaussian, GaussianMixture, causal, dependence, networks, training
+from cdelta import (
+    Empirical,
+    Gaussian,
+    GaussianMixture,
+    causal,
+    dependence,
+    networks,
+    quality,
+    training,
+)
 from cdelta.causal import _nodes
 from cdelta.datasets import faces, shapes, toy
 
@@ -66,6 +75,29 @@ def test_what_draws_uses_a_key_once(name):
 def test_a_key_used_twice_is_seen():
     with jax.debug_key_reuse(True), pytest.raises(KeyReuseError):
         jax.eval_shape(jax.jit(draws_twice), KEY)
+
+
+SAMPLES = np.random.default_rng(0).normal(size=(100, 2))
+OF_A_KEY = {name: draw for name, draw in DRAWING.items() if "loss" not in name} | {
+    "a model": lambda key: causal.SCM({"a": lambda x, e: e}).sample(key, 4),
+    "an order": lambda key: causal.find_order(SAMPLES, key),
+    "a fit": lambda key: causal.CausalFlow([[0, 0], [1, 0]]).fit(SAMPLES, key),
+    "a distance": lambda key: quality.sliced_wasserstein(SAMPLES, SAMPLES, key),
+}
+
+
+@pytest.mark.parametrize("name", OF_A_KEY)
+def test_a_seed_in_place_of_a_key_is_named(name, unchecked):
+    for wrong in (0, jax.random.split(KEY, 2)):
+        with pytest.raises(ValueError, match="key must be one key"):
+            OF_A_KEY[name](wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWING if "loss" not in name])
+def test_a_key_of_the_old_kind_draws_the_same(name):
+    old, new = DRAWING[name](jax.random.PRNGKey(3)), DRAWING[name](jax.random.key(3))
+    for one, other in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def sine(x):

@@ -166,6 +166,37 @@ def test_samples_carry_names_too():
         np.testing.assert_allclose(kept.select(NAMES).matrix, by_hand, rtol=1e-9)
 
 
+def test_a_data_frame_of_nullable_columns_is_one_of_numbers(unchecked):
+    rows = np.asarray(jax.random.normal(KEY, (120, 2)), float)
+    frame = pandas.DataFrame({"real": rows[:, 0], "whole": np.round(9 * rows[:, 1]).astype(int)})
+    nullable = frame.convert_dtypes()
+    assert nullable.to_numpy().dtype == object  # what pandas makes of them together
+    same, other = map(dependence.sample_moment, (frame, nullable))
+    assert other.names == ("real", "whole")
+    np.testing.assert_array_equal(other.matrix, same.matrix)
+    orders = [causal.find_order(one, KEY, waves=60) for one in (frame, nullable)]
+    np.testing.assert_array_equal(orders[1].scores, orders[0].scores)
+    flow = causal.CausalFlow({"whole": ["real"]}, ["real", "whole"])
+    for given in (frame, nullable):
+        np.testing.assert_array_equal(flow._data("x", given), frame.to_numpy(float))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"), [([True, False] * 60, "bool"), (["yes", "no"] * 60, "object|str")]
+)
+def test_columns_without_numbers_are_named(column, kind, unchecked):
+    rows = np.random.default_rng(0).normal(size=(120, 2))
+    frame = pandas.DataFrame(rows, columns=["a", "b"]).assign(c=column)
+    flow = causal.CausalFlow({"b": ["a"], "c": []}, ["a", "b", "c"])
+    for ask in (
+        dependence.sample_moment,
+        lambda frame: causal.find_order(frame, KEY),
+        lambda frame: flow.fit(frame, KEY),
+    ):
+        with pytest.raises(ValueError, match=rf"numbers in every column, got 'c' \(({kind})\)"):
+            ask(frame)
+
+
 def test_names_survive_what_is_done_with_a_moment(unchecked):
     moment = wiggle_moment(three, KEY, (3,), 20, names=NAMES)
     assert jax.tree.map(lambda leaf: leaf, moment).names == NAMES
@@ -538,7 +569,19 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     whole = path.read_bytes()
     at = whole.index(b"descr") + 300  # in the first array's numbers, which a checksum covers
     assert b"pickle" not in whole
-    for damaged in (whole[: len(whole) // 2], b"", b"{}", whole[:at] + b"!!!!" + whole[at + 4 :]):
+    entry = whole.rindex(b"PK\x01\x02")  # of the archive's list: its flags, its method
+
+    def turned(place):
+        return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        b"{}",
+        whole[:at] + b"!!!!" + whole[at + 4 :],
+        turned(entry + 8),
+        turned(entry + 10),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="is not a moment's file"):
             Moment.load(path)

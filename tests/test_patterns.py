@@ -142,3 +142,15 @@ def _with(rng, cov, samples=60):
     white -= white.mean(0)
     root = np.linalg.cholesky(np.cov(white.T))
     return white @ np.linalg.inv(root).T @ np.linalg.cholesky(cov).T
+
+
+def test_a_single_pair_is_no_pattern():
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    moment = sample_moment(rows)
+    for ask in (
+        lambda: patterns.halves(rows),
+        lambda: patterns.agreement(moment, moment),
+        lambda: patterns.agreement(moment, np.eye(2)),
+    ):
+        with pytest.raises(ValueError, match="three features or more"):
+            ask()

@@ -234,6 +234,29 @@ def test_too_few_rows_for_slopes_are_refused(n, m, unchecked):
         quality.regression(RNG.normal(size=(n, 2)), RNG.normal(size=(m, 1)))
 
 
+@pytest.mark.parametrize(
+    ("columns", "bad"),
+    [
+        (lambda x: [x[0], x[1], np.full(50, 0.1)], r"\[2\]"),
+        (lambda x: [x[0], 3 * x[0] + 1e3, x[1]], r"\[1\]"),
+        (lambda x: [x[0], x[1], x[0] - 2 * x[1], x[2], x[2]], r"\[2, 4\]"),
+    ],
+    ids=["constant", "of one other", "of two others"],
+)
+def test_columns_that_have_no_slope_are_named(columns, bad, unchecked):
+    x, y = RNG.normal(size=(3, 50)), RNG.normal(size=(50, 1))
+    with pytest.raises(ValueError, match=f"neither constant nor linear functions.*but {bad} are"):
+        quality.regression(np.column_stack(columns(x)), y)
+
+
+def test_slopes_of_columns_far_apart_in_unit_and_near_each_other():
+    x, y = RNG.normal(size=(2, 50)), RNG.normal(size=(50, 1))
+    design = np.column_stack([x[0], x[0] + 1e-6 * x[1]])  # near, and yet not the same
+    found = quality.regression(design * [1e12, 1e-12] + [0, 1e-9], y).value * [1e12, 1e-12]
+    expected = np.linalg.lstsq(np.column_stack([np.ones(50), design]), y)[0][1:].T
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_pixels_as_a_share_of_their_span():
     x = RNG.uniform(-1, 1, size=(3, 4, 5, 2))
     y = x.copy()

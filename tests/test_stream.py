@@ -169,6 +169,20 @@ def test_a_file_of_another_run_is_refused(tmp_path):
         wiggle_moment(hermite, KEY, (4,), 100, resume=path)
 
 
+def test_features_in_units_far_apart_are_each_looked_at(tmp_path):
+    def in_units(second):
+        return lambda x: jnp.stack([1e6 * x[0], second(x[1])])
+
+    path = tmp_path / "moment.npz"
+    wiggle_moment(in_units(jnp.sin), KEY, (2,), 30, resume=path)
+    with pytest.raises(ValueError, match="belongs to another f"):
+        wiggle_moment(in_units(jnp.cos), KEY, (2,), 60, resume=path)
+    # the same but for rounding, which at one latent may be much of a value near 0
+    again = wiggle_moment(in_units(lambda x: jnp.sin(x) * (1 + 1e-6)), KEY, (2,), 60, resume=path)
+    whole = wiggle_moment(in_units(jnp.sin), KEY, (2,), 60)
+    np.testing.assert_allclose(again.matrix, whole.matrix, rtol=1e-5)
+
+
 def test_files_of_pairs_and_of_single_latents_are_told_apart(tmp_path):
     path = tmp_path / "moment.npz"
     wiggle_moment(linear, KEY, (4,), 10, antithetic=True, resume=path)
@@ -388,7 +402,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(tmp_path):
 
     with pytest.raises(FileNotFoundError, match="no such folder"):
         wiggle_moment(features, KEY, 4, 10, resume=missing)
-    assert len(looked) == 2  # its shape, and its value at one point: no batch
+    assert len(looked) == 2  # its shape, and its values at two points: no batch
     with pytest.raises(IsADirectoryError):
         wiggle_moment(linear, KEY, 4, 10, resume=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -5,20 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import ArrayLike, Shaped
 
 
 def causal_order(
-    weights: Float[np.ndarray, "n n"] | Bool[np.ndarray, "n n"],
+    weights: Shaped[ArrayLike, "n n"],
     name: str = "weights",
     shown: Sequence[Any] | None = None,
 ) -> tuple[int, ...]:
     """The features of a graph from first cause to last effect, ``weights[i, j] != 0`` meaning that
-    j acts on i.
+    j acts on i; of a data frame the features are its columns, and its rows are found by name.
 
     Takes away, again and again, the first feature whose causes are all gone. Raises ValueError
-    naming a cycle, of features as they are ``shown``.
+    naming a cycle, of features as they are ``shown``, and for what is not square.
     """
+    from cdelta.causal import _graph  # which uses this function
+
+    weights = np.asarray(_graph.aligned(name, weights))
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"{name} must be square [n, n], got shape {weights.shape}")
     left, order = list(range(len(weights))), []
     while left:
         free = [i for i in left if not weights[i, left].any()]

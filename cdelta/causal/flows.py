@@ -209,6 +209,7 @@ class CausalFlow(_Model):
         """
         if self.changes:
             raise ValueError("fit is of the model that has not been intervened on")
+        key = _check.key("key", key)
         defaults = {"steps": steps, "batch": batch, "rate": rate}
         if self.layout is not None or isinstance(x, Mapping):
             return self._fit_named(x, held_out, key, defaults, settings or {}, progress)
@@ -312,7 +313,7 @@ class CausalFlow(_Model):
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "N n"] | Sample:
         """``n`` independent draws. Raises ValueError when n is not a positive integer."""
         self._need_fit()
-        n = _check.count("n", n)
+        n, key = _check.count("n", n), _check.key("key", key)
         if self.layout is not None:
             return self._of_named_noises(_nodes.draw(self, key, n))
         return _forwards(self, jax.random.normal(key, (n, self.features), jnp.float32))
@@ -341,9 +342,9 @@ class CausalFlow(_Model):
                 "labels": {n: c for n, c in zip(self.names, self.layout.labels, strict=True) if c},
                 "networks": list(self.networks),
             }
-        _files.write(
-            path, _weights.serialise(_named(self.nodes), {"cdelta.CausalFlow": json.dumps(facts)})
-        )
+        arrays = _named(self.nodes)
+        facts["sha256"] = _weights.digest(arrays)
+        _files.write(path, _weights.serialise(arrays, {"cdelta.CausalFlow": json.dumps(facts)}))
 
     @classmethod
     def load(
@@ -365,6 +366,9 @@ class CausalFlow(_Model):
                     f"{path} has format {facts['format']!r}; this version reads {_FORMAT} and "
                     f"{_FORMAT_NAMED}"
                 )
+            # earlier versions wrote no checksum
+            if facts.get("sha256", found := _weights.digest(weights)) != found:
+                raise OSError(f"{path} is damaged: its checksum is another")
             names, (width, layers, steps) = facts["names"], facts["sizes"]
             own, nodes = [], {}
             if facts["format"] == _FORMAT_NAMED:

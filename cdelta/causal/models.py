@@ -53,7 +53,7 @@ class _Model:
 
     def sample(self, key: PRNGKeyArray, n: int) -> Float[Array, "n features"]:
         """``n`` independent draws. Raises ValueError when n is not a positive integer."""
-        n = _check.count("n", n)
+        n, key = _check.count("n", n), _check.key("key", key)
         return jax.vmap(self)(jax.random.normal(key, (n, self.features)))
 
     def jacobian(self, noise: Float[ArrayLike, " features"]) -> Float[Array, "features features"]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from cdelta import _check, _roles
-from cdelta._features import table
+from cdelta._features import Labels, table
 from cdelta._pytree import as_pytree
 from cdelta.causal._waves import Sums, WaveVelocity, draw_waves
 
@@ -175,6 +175,7 @@ def find_order(
     names that do not fit, and a t that is not inside (0, 1).
     """
     x, names = _columns(samples, names)
+    key = _check.key("key", key)
     t = float(_check.time(t))
     if not 0 < t < 1:
         raise ValueError(f"t must lie inside (0, 1), got {t}")
@@ -285,13 +286,12 @@ def _columns(samples: ArrayLike | Mapping, names: Sequence[str] | None) -> tuple
         if names is None and columns and all(isinstance(column, str) for column in columns):
             names = columns
         x = _check.as_double("samples", table("samples", samples)[0])
-        names = () if names is None else tuple(names)
     if x.ndim != 2 or x.shape[1] < 2 or len(x) < _LEAST:
         raise ValueError(
             f"samples must be [n, d] with n >= {_LEAST} and d >= 2, got shape {x.shape}"
         )
-    if names and len(names) != x.shape[1]:
-        raise ValueError(f"names must be one a feature, {x.shape[1]} of them, got {names}")
+    if not isinstance(samples, Mapping):
+        names = Labels.of(x.shape[1], names).names or ()
     _check.finite("samples", x)
     constant = [int(j) for j in np.flatnonzero(np.ptp(x, axis=0) == 0)]
     if constant:

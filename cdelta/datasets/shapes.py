@@ -49,7 +49,7 @@ class Reading(NamedTuple):
 
 def noises(key: PRNGKeyArray, n: int) -> Noises:
     """The noises of ``n`` pictures. Raises ValueError when n is not positive."""
-    n = _check.count("n", n)
+    n, key = _check.count("n", n), _check.key("key", key)
     kind, numbers, grain = jax.random.split(key, 3)
     return Noises(
         jax.random.choice(kind, len(KINDS), (n,), p=jnp.asarray(SHARES)).astype(jnp.int32),

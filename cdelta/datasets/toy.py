@@ -15,7 +15,7 @@ def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
     ``a`` is uniform on :math:`[0, \pi]`, each half has probability ½, ``noise`` is the blur's
     standard deviation.
     """
-    n = _check.count("n", n)
+    n, key = _check.count("n", n), _check.key("key", key)
     side, angle, blur = jax.random.split(key, 3)
     a = jax.random.uniform(angle, (n,), maxval=jnp.pi)
     upper = jnp.stack([jnp.cos(a), jnp.sin(a)], -1)
@@ -27,7 +27,7 @@ def moons(key: PRNGKeyArray, n: int, noise: float = 0.1) -> Float[Array, "n 2"]:
 def checkerboard(key: PRNGKeyArray, n: int, cells: int = 4) -> Float[Array, "n 2"]:
     """Uniform on the dark squares of a board of ``cells`` × ``cells`` unit squares, centred at the
     origin."""
-    n = _check.count("n", n)
+    n, key = _check.count("n", n), _check.key("key", key)
     if _check.count("cells", cells) % 2:
         raise ValueError(f"cells must be even, got {cells}")
     row, column, inside = jax.random.split(key, 3)
@@ -41,7 +41,7 @@ def rings(
 ) -> Float[Array, "n 2"]:
     """Circles around the origin, equally likely, with a Gaussian blur of standard deviation
     ``noise``."""
-    n = _check.count("n", n)
+    n, key = _check.count("n", n), _check.key("key", key)
     if not len(radii):
         raise ValueError("radii must name at least one circle, got none")
     which, angle, blur = jax.random.split(key, 3)

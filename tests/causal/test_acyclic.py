@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 
 from cdelta.causal import LinearSCM, causal_order
@@ -22,6 +23,15 @@ def test_a_graph_is_true_or_not_zero_where_there_is_an_arrow(kind):
     for cause, effect in ((3, 1), (1, 0), (0, 2)):
         graph[effect, cause] = 1
     assert causal_order(graph) == (3, 1, 0, 2)
+
+
+def test_a_graph_may_be_lists_and_must_be_square(unchecked):
+    assert causal_order([[0, 1, 0], [0, 0, 0], [0, 1, 0]]) == (1, 0, 2)
+    frame = pandas.DataFrame([[1, 0], [0, 0]], index=["b", "a"], columns=["a", "b"])  # a -> b
+    assert causal_order(frame) == (0, 1)
+    for graph in ([[0, 1]], [0, 1]):
+        with pytest.raises(ValueError, match=r"weights must be square \[n, n\], got shape"):
+            causal_order(graph)
 
 
 @pytest.mark.parametrize(

@@ -322,12 +322,19 @@ def test_a_saved_flow_comes_back_and_a_damaged_one_does_not(flow, samples, tmp_p
 
     def with_facts(**change):
         facts = {**json.loads(header["__metadata__"]["cdelta.CausalFlow"]), **change}
+        return with_all(facts, whole[8 + size :])
+
+    def with_all(facts, arrays):
         text = {**header, "__metadata__": {"cdelta.CausalFlow": json.dumps(facts)}}
         new = json.dumps(text).encode()
-        return len(new).to_bytes(8, "little") + new + whole[8 + size :]
+        return len(new).to_bytes(8, "little") + new + arrays
 
-    spoilt = np.frombuffer(whole[8 + size :], np.float32).copy()
-    spoilt[0] = np.nan
+    spoilt, turned = (np.frombuffer(whole[8 + size :], np.float32).copy() for _ in range(2))
+    spoilt[0], turned[-1] = np.nan, turned[-1] + 1
+    earlier = json.loads(header["__metadata__"]["cdelta.CausalFlow"])
+    del earlier["sha256"]  # which earlier versions did not write
+    path.write_bytes(with_all(earlier, whole[8 + size :]))
+    close(CausalFlow.load(path).noises(samples[:9]), flow.noises(samples[:9]), 0)
     for content, message in (
         (whole[: len(whole) // 2], "damaged"),
         (b"", "damaged"),
@@ -336,7 +343,9 @@ def test_a_saved_flow_comes_back_and_a_damaged_one_does_not(flow, samples, tmp_p
         (with_facts(graph=[[0, 1], [1, 0]]), "damaged"),
         (with_facts(graph=[[0]], names=["x"]), "damaged"),
         (with_facts(sizes=[9, 2, 24]), "not those of its graph"),
-        (whole[: 8 + size] + spoilt.tobytes(), "finite"),
+        (whole[: 8 + size] + spoilt.tobytes(), "checksum"),
+        (whole[: 8 + size] + turned.tobytes(), "checksum"),
+        (with_all(earlier, spoilt.tobytes()), "finite"),
     ):
         path.write_bytes(content)
         with pytest.raises(OSError, match=message):

@@ -354,6 +354,8 @@ def test_standard_errors_know_the_fit():
         (np.random.default_rng(0).normal(size=(200, 2)), {"t": 1.0}, "t must lie inside"),
         (np.random.default_rng(0).normal(size=(200, 2)), {"waves": 0}, "waves must be a positive"),
         (np.random.default_rng(0).normal(size=(200, 2)), {"names": ["a"]}, "names must be"),
+        (np.random.default_rng(0).normal(size=(200, 2)), {"names": ["a", "a"]}, "be different"),
+        (np.random.default_rng(0).normal(size=(200, 2)), {"names": "ab"}, "a list of names"),
         ({"a": np.ones(200), "b": np.ones(199)}, {}, "columns of one length"),
         ({"a": np.ones(200), "b": np.ones(200)}, {"names": ["a", "b"]}, "names are the mapping's"),
         ({"a": ["x"] * 200, "b": np.ones(200)}, {}, r"samples\['a'\] must be"),

@@ -65,7 +65,7 @@ def noises(key: PRNGKeyArray, n: int, start: int = 0) -> Float[Array, "n noises"
 
     Raises ValueError when n is not positive.
     """
-    n = _check.count("n", n)
+    n, key = _check.count("n", n), _check.key("key", key)
     return jax.vmap(functools.partial(_noise, key))(jnp.arange(start, start + n))
 
 
