@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from operator import attrgetter
 from pathlib import Path
@@ -49,7 +49,7 @@ class Recipe:
     ema: float = 0.995
     seed: int = 0
     start: str = ""
-    watched: tuple[str, ...] = ()
+    watched: Sequence[str] = ()
 
     def build(self) -> nnx.Module:
         """The network before training."""
