@@ -21,7 +21,7 @@ help:
 	@echo "make torch    PyTorch joins .venv (nothing that is locked changes), and the tests that need it run"
 	@echo "make peers    DoWhy in an environment of its own (build/peers), and the test that compares with it runs"
 	@echo "make pages    the book as readers get it, its pages in a browser"
-	@echo "make train [NAMES='fives ...']                  train the shipped networks again, from nothing (an hour each)"
+	@echo "make train [NAMES='fives ...']                  train the shipped networks again (an hour each)"
 	@echo "make bench [NAMES='posterior ...']              benchmarks, as tables"
 	@echo "make mutants [NAMES='flow ...'] [SAMPLE=8]      errors planted one at a time: which tests catch them (an hour; one minute)"
 	@echo "make env      .venv from the locked requirements (PYTHON=python3.12 to choose one, 3.11 or later;"

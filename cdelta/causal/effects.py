@@ -25,9 +25,10 @@ def local_effects(
         L \text{ lower triangular with positive diagonal},
 
     so :math:`L` is the Cholesky factor of :math:`J J^\top` (here by QR, which does not square its
-    condition number). :math:`L_{ik}/L_{kk}` is the local effect of ``do(k)`` on i; following
-    :math:`Q_k` in the latent moves k and what comes after it, and nothing before. In a linear SCM,
-    :math:`L` is its structural map from standard noises.
+    condition number). Where the latents are the model's noises, or these turned by one rotation
+    (C11, :func:`frame_turn`), :math:`L_{ik}/L_{kk}` is the local effect of ``do(k)`` on i;
+    following :math:`Q_k` in the latent moves k and what comes after it, and nothing before. In a
+    linear SCM, :math:`L` is its structural map from standard noises.
 
     ``rows``: one gradient a feature, ``[n, *shape]`` (:func:`cdelta.jacobian.rows`). ``order``:
     feature indices from first cause to last effect; leaving features out leaves them out of the
@@ -140,10 +141,11 @@ def frame_turn(
     .. math:: \text{turn}_k = 1 - \|E\,Q_k(X)\|^2 = 1 - E\bigl[Q_k(X) \cdot Q_k(X')\bigr]
 
     with X and X' independent, both N(0, I): 0 where following the frame is an intervention in the
-    model that made the features (noises normal, each feature increasing in its own), and towards 1
-    where it is not: a warning that needs no truth. ``samples`` pairs of latents are taken, so that
-    the estimate is unbiased; it may be a little below 0. ``order`` as in :func:`local_effects`,
-    or by the features' names; options as in :func:`cdelta.dependence.wiggle_moment`.
+    model that made the features (noises normal, each feature increasing in its own), and above 0,
+    at most 1, where it is not: a warning that needs no truth. ``samples`` pairs of latents are
+    taken, so that the estimate is unbiased; it may be a little below 0. ``order`` as in
+    :func:`local_effects`, or by the features' names; options as in
+    :func:`cdelta.dependence.wiggle_moment`.
 
     Pairs where a gradient depends linearly on those before it are left out. Raises ValueError as
     these do, and when no pair is left.
