@@ -146,6 +146,7 @@ def execute(source: Path, target: Path, profile: str, root: Path, mark: str) -> 
         )
 
     clean(done, profile)
+    name_folds(done)
     for index, said in take_stderr(done):
         print(f"{source.name}: cell {index} said: {said}", file=sys.stderr, flush=True)
     text = nbformat.writes(done) + "\n"
@@ -229,6 +230,22 @@ def clean(notebook: Any, profile: str) -> None:
             cell.metadata["tags"] = tags
         else:
             cell.metadata.pop("tags", None)
+
+
+def title(cell: Any) -> str | None:
+    """What a folded cell holds: the comment on its first line. None where it does not say."""
+    if "hide-input" not in cell.metadata.get("tags", []):
+        return None
+    said = re.match(r"# +(\S.*)", cell.source)
+    return said and said[1].rstrip()
+
+
+def name_folds(notebook: Any) -> None:
+    """Have the page write on each fold what the first line of its code says: a reader in Jupyter,
+    where nothing is folded, sees the same words."""
+    for cell in notebook.cells:
+        if said := title(cell):
+            cell.metadata["mystnb"] = {"code_prompt_show": said, "code_prompt_hide": said}
 
 
 def take_stderr(notebook: Any) -> list[tuple[int, str]]:

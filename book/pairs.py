@@ -29,7 +29,7 @@ MARKDOWN = "md:myst"
 # The same in every chapter. As Jupyter and jupytext write them, so that saving changes nothing.
 METADATA = {
     "jupytext": {
-        "cell_metadata_filter": "tags,mystnb,-all",
+        "cell_metadata_filter": "tags,-all",
         "default_lexer": "ipython3",
         "formats": "md:myst,ipynb",
         "notebook_metadata_filter": "-all,jupytext,kernelspec",
@@ -65,7 +65,7 @@ def bare(notebook: Any) -> Any:
     notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
     tidy(notebook)
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("mystnb", "tags") if key in cell.metadata}
+        kept = {key: cell.metadata[key] for key in ("tags",) if key in cell.metadata}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)

@@ -176,14 +176,24 @@ _FIRST["faces_collider"] = dataclasses.replace(
 
 # What a chapter says of a trained flow it says of several trainings: the same recipe and data,
 # other first weights, other batches.
-REPEATS = {name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces")}
+REPEATS = {
+    name: (name, f"{name}_1", f"{name}_2") for name in ("mnist", "fives", "faces", "faces_collider")
+}
+
+
+def _repeat(first: str, number: int) -> Recipe:
+    """The training of ``first`` from other weights, with other draws."""
+    recipe = _FIRST[first]
+    start = REPEATS[recipe.start][number] if recipe.start else ""
+    return dataclasses.replace(recipe, seed=recipe.seed + number, start=start)
+
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     _FIRST
     | {
-        name: dataclasses.replace(_FIRST[first], seed=seed)
+        name: _repeat(first, number)
         for first, names in REPEATS.items()
-        for seed, name in enumerate(names[1:], 1)
+        for number, name in enumerate(names[1:], 1)
     }
 )
 

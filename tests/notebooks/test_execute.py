@@ -65,7 +65,8 @@ def states(result):
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     check = "from cdelta import ledger; ledger.check('T1', 'an error', 0.25, 1, stderr=0.1)"
-    root = make_root(tmp_path_factory.mktemp("good"), a=[*GOOD, check], b=GOOD)
+    folded = "---\ntags: [hide-input]\n---\n# What it holds \nnothing = None  # or so"
+    root = make_root(tmp_path_factory.mktemp("good"), a=[*GOOD, check, folded], b=GOOD)
     result = run(root, "--profile", "smoke", "-j", "2")
     assert result.returncode == 0, result.stderr
     return root, result
@@ -91,6 +92,24 @@ def test_copy_shows_the_profile_and_no_trace_of_papermill(executed):
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     )
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_a_fold_is_called_what_its_first_line_says(executed):
+    root, _ = executed
+    notebook = nbformat.read(root / "book/executed/a.ipynb", as_version=4)
+    said = [cell.metadata.get("mystnb") for cell in notebook.cells if cell.cell_type == "code"]
+    named = "What it holds"
+    assert said[-1] == {"code_prompt_show": named, "code_prompt_hide": named}
+    assert set(map(bool, said[:-1])) == {False}  # no fold
+
+
+def test_what_is_not_folded_has_no_name_and_neither_has_what_says_none():
+    def titled(source, *tags):
+        return execute.title(nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}))
+
+    assert titled("# a title\nx = 1", "hide-input") == "a title"
+    assert titled("# a title\nx = 1", "remove-output") is None
+    assert titled("x = 1  # a remark", "hide-input") is titled("#\nx = 1", "hide-input") is None
 
 
 def test_record_says_how(executed):

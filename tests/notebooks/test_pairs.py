@@ -67,7 +67,9 @@ def test_header_parameters_and_profiles(name):
     assert notebook.metadata.jupytext.pop("text_representation").extension == ".md"
     assert notebook.metadata == pairs.METADATA
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert code[0].source == 'profile = "book"' and code[0].metadata["tags"][0] == "parameters"
+    said = "# Profile: smoke, book or paper"
+    assert code[0].source == f'{said}\nprofile = "book"'
+    assert code[0].metadata["tags"][0] == "parameters"
     assert all(f'"{profile}"' in code[1].source for profile in profiles.NAMES)
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1

@@ -312,6 +312,10 @@ def test_trainings_are_those_that_are_there(tmp_path):
     recipes = [RECIPES[name] for name in pretrained.REPEATS["fives"]]
     assert [recipe.seed for recipe in recipes] == [0, 1, 2]
     assert all(dataclasses.replace(recipe, seed=0) == recipes[0] for recipe in recipes)
+    begun = [RECIPES[name] for name in pretrained.REPEATS["faces_collider"]]
+    assert [(recipe.seed, recipe.start) for recipe in begun] == [
+        (7, "faces"), (8, "faces_1"), (9, "faces_2")
+    ]  # fmt: skip
 
 
 def test_a_recipe_survives_json():
