@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 GRID = np.linspace(-9, 9, 400_001)  # of a normal variable, for quadrature
+_DENSITY = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi) * (GRID[1] - GRID[0])
 FARTHEST = 300  # widths from the border: its slope is below 1e-258 there, and cosh would overflow
 
 
@@ -48,8 +49,37 @@ def border(width: float | int) -> tuple[float, float]:
     ValueError unless the width is positive.
     """
     u = GRID / _positive(width)
-    density = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi) * (GRID[1] - GRID[0])
-    return float(density @ np.tanh(u) ** 2), float(density @ _sech2(u) ** 2 / width**2)
+    return float(_DENSITY @ np.tanh(u) ** 2), float(_DENSITY @ _sech2(u) ** 2 / width**2)
+
+
+def sign_covariance(
+    width: float | int, within: Float[ArrayLike, "n n"], jump: Float[ArrayLike, " n"]
+) -> Float[np.ndarray, "2 2"]:
+    r"""The spatial sign covariance of the wiggles at such a border, for two features: the second
+    moment of their directions, in which each latent has the same vote (C8).
+
+    .. math:: E\,\frac{w w^{\mathsf T}}{|w|^2} =
+        E\,\frac{C + \sqrt{\det C}\, I}{\operatorname{tr} C + 2 \sqrt{\det C}},
+        \qquad w = J z, \quad C = J J^{\mathsf T} = A A^{\mathsf T}
+        + \delta^{-2} \operatorname{sech}^4(\xi/\delta)\, \Delta \Delta^{\mathsf T}
+
+    with ``within`` :math:`A A^{\mathsf T}` and ``jump`` Δ: in the plane the directions of a normal
+    vector have the second moment :math:`C^{1/2} / \operatorname{tr} C^{1/2}`. By quadrature over ξ;
+    an infinite width is no border. Raises ValueError unless the width is positive, and the others
+    are a positive definite matrix and a vector of two features.
+    """
+    within, jump = np.asarray(within, float), np.asarray(jump, float)
+    if within.shape != (2, 2) or jump.shape != (2,):
+        raise ValueError(
+            f"within and jump must be of two features, got shapes {within.shape} and {jump.shape}"
+        )
+    if not (np.trace(within) > 0 and np.linalg.det(within) > 0):
+        raise ValueError(f"within must be positive definite, got {within.tolist()}")
+    steep = slope(GRID, width) ** 2
+    # det (W + s b bᵀ) = det W (1 + s bᵀ W⁻¹ b)
+    root = np.sqrt(np.linalg.det(within) * (1 + steep * (jump @ np.linalg.solve(within, jump))))
+    share = _DENSITY / (np.trace(within) + steep * (jump @ jump) + 2 * root)
+    return share.sum() * within + share @ steep * np.outer(jump, jump) + share @ root * np.eye(2)
 
 
 def _sech2(u: Any) -> Any:

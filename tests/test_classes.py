@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, linalg, stats
 
 from cdelta import classes
 from cdelta.dependence import feature_covariance, wiggle_moment
@@ -70,8 +70,46 @@ def test_a_border_is_what_the_estimators_find():
         assert np.abs((found.matrix - A @ A.T - other) / found.stderr).max() > 8
 
 
+WITHIN, JUMP = np.array([[1.0, -0.5], [-0.5, 0.7]]), np.array([1.2, 0.4])
+
+
+@pytest.mark.parametrize("width", [0.003, 0.3, 2.0, np.inf])
+def test_each_wiggle_has_one_vote_at_a_border(width):
+    """Against wiggles that are drawn, and scaled one by one."""
+    x, z = RNG.normal(size=(2, 200_000))
+    wiggles = (classes.slope(x, width) * z)[:, None] * JUMP
+    wiggles += RNG.normal(size=(len(x), 2)) @ np.linalg.cholesky(WITHIN).T
+    square = (wiggles**2).sum(1)
+    found = classes.sign_covariance(width, WITHIN, JUMP)
+    assert np.trace(found) == pytest.approx(1, rel=1e-9)
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        drawn = wiggles[:, i] * wiggles[:, j] / square
+        assert abs(drawn.mean() - found[i, j]) < 4 * drawn.std() / np.sqrt(len(x))
+
+
+def test_without_a_border_directions_have_the_root_of_the_covariance():
+    root = linalg.sqrtm(WITHIN)
+    found = classes.sign_covariance(np.inf, WITHIN, JUMP)
+    np.testing.assert_allclose(found, root / np.trace(root), rtol=1e-9)
+    sharper = [classes.sign_covariance(width, WITHIN, JUMP) for width in (1e-2, 1e-3)]
+    far, near = (np.abs(some - found).max() for some in sharper)
+    assert near < far / 5 and far < 0.02  # as the border sharpens, fewer latents vote for it
+
+
+def test_a_sign_covariance_is_of_two_features():
+    with pytest.raises(ValueError, match="of two features"):
+        classes.sign_covariance(1.0, np.eye(3), np.ones(3))
+    for within in (-WITHIN, np.ones((2, 2)), np.diag([1.0, np.nan])):
+        with pytest.raises(ValueError, match="within must be positive definite"):
+            classes.sign_covariance(1.0, within, JUMP)
+
+
 @pytest.mark.parametrize("width", [0, -1.0, np.nan])
 def test_a_width_is_positive(width):
-    for function in (classes.border, lambda width: classes.slope(1.0, width)):
+    for function in (
+        classes.border,
+        lambda width: classes.slope(1.0, width),
+        lambda width: classes.sign_covariance(width, WITHIN, JUMP),
+    ):
         with pytest.raises(ValueError, match="width must be positive"):
             function(width)
