@@ -7,7 +7,7 @@ order.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -163,7 +163,10 @@ def find_order(
     :math:`\partial_j \partial_l \log p`, which is 0 for two leaves. So ``decided`` is false when in
     some round the lowest score is not told from that of a feature with which that entry is not 0
     (three standard errors): always where mechanisms are linear, whose order nothing in the law
-    tells. Standard errors are those of the jackknife over groups of samples, each fitted again.
+    tells. A cause whose mechanisms are all straight scores as low as a leaf elsewhere. So a feature
+    that has no edge with those just before it is also looked at without them, as the last of those
+    that are left. Standard errors are those of the jackknife over groups of samples, each fitted
+    again.
 
     ``samples``: ``[n, d]``, with ``names`` if wanted, a data frame, or a mapping from names to
     columns; at least 100 samples of two features or more, whose scales do not matter. ``key``
@@ -188,17 +191,21 @@ def find_order(
     noise = (1 - t) * draw.standard_normal(x.shape)
     data, null = (_Fitted(Sums.of(y, drawn, t, GROUPS), t * y + noise) for y in (x, normal))
 
-    left, order, unclear = list(range(d)), [], []
+    left, order, unclear, edges = list(range(d)), [], [], {}
     tables = np.full((4, d - 1, d), np.nan)
     for number in range(d - 1):
         found, beside = data.look(left), null.look(left)
         tables[:, number, left] = *found[:2], *beside[:2]
         last = int(np.argmin(found.scores))
+        edges[left[last]] = {left[j] for j in np.flatnonzero(_edges(found, last))}
         for rival in _rivals(found, beside, last):
             unclear.append((left[last], left[rival]))
         order.append(left.pop(last))
-    order.extend(left)
-    return Order(tuple(order[::-1]), not unclear, *tables, tuple(unclear), names)
+    order = (*left, *order[::-1])
+    for feature, some in _sooner(order, edges):
+        found, beside = data.look(some), null.look(some)
+        unclear += [(feature, some[j]) for j in _rivals(found, beside, len(some) - 1)]
+    return Order(order, not unclear, *tables, tuple(dict.fromkeys(unclear)), names)
 
 
 class _Look(NamedTuple):
@@ -210,6 +217,22 @@ class _Look(NamedTuple):
     coupling_stderr: np.ndarray
 
 
+def _sooner(
+    order: Sequence[int], edges: Mapping[int, set[int]]
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each feature that could as well come sooner, for it has no edge with those just before it:
+    with all up to the last that it has one with, and itself at their end."""
+    for place, feature in enumerate(order):
+        joined = [at for at in range(place) if order[at] in edges.get(feature, ())]
+        if joined and joined[-1] < place - 1:
+            yield feature, (*order[: joined[-1] + 1], feature)
+
+
+def _edges(found: _Look, last: int) -> np.ndarray:
+    """Which features have an edge with the last one, where all others are held."""
+    return np.abs(found.coupling[last]) > SURE * found.coupling_stderr[last]
+
+
 def _rivals(found: _Look, beside: _Look, last: int) -> list[int]:
     """The features that may as well come last, with an edge to the one taken to."""
 
@@ -218,8 +241,8 @@ def _rivals(found: _Look, beside: _Look, last: int) -> list[int]:
 
     told = sure(found.scores - found.scores[last], found.stderr, found.stderr[last])
     bends = sure(found.scores - beside.scores, found.stderr, beside.stderr)
-    edge = np.abs(found.coupling[last]) > SURE * found.coupling_stderr[last]
-    return [j for j in np.flatnonzero(~(told & bends) & edge).tolist() if j != last]
+    unsure = ~(told & bends) & _edges(found, last)
+    return [j for j in np.flatnonzero(unsure).tolist() if j != last]
 
 
 class _Fitted(NamedTuple):

@@ -293,6 +293,30 @@ def test_two_leaves_are_a_tie_and_no_doubt():
     assert abs(found.scores[0, 0] - found.scores[0, 2]) < 0.1 < found.scores[0, 1] / 3
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_straight_cause_that_ties_with_a_leaf_is_unclear(seed):
+    """x1 goes straight into x2, which bends into x3: x1 scores as low as a leaf, for the law is
+    that of x2 into x1 as well. Where x1 bends into x2, all is told; and where x3 is its effect,
+    too, however straight, for then it cannot come between the two."""
+    rng = np.random.default_rng(seed)
+    x1, *noise = rng.standard_normal((3, 6000))
+    found = {}
+    for kind, mechanism in (("straight", 0.8 * x1), ("bent", np.sin(1.5 * x1))):
+        x2 = mechanism + 0.6 * noise[0]
+        found[kind] = find(np.column_stack([x1, x2, np.sin(1.5 * x2) + noise[1] / 2]))
+    assert not found["straight"].decided
+    assert {frozenset(pair) for pair in found["straight"].unclear} == {frozenset({0, 1})}
+    assert found["bent"].decided and found["bent"].order == (0, 1, 2)
+    both = find(np.column_stack([x1, x2, np.sin(1.5 * x2) + 0.6 * x1 + noise[1] / 2]))
+    assert both.decided and both.order == (0, 1, 2)
+
+
+def test_what_may_come_sooner_stands_behind_the_last_it_has_an_edge_with():
+    """3 has edges with 0 and 1, and none with 2; 4 has one with 3, just before it, and 5 none."""
+    edges = {1: {0}, 2: {1}, 3: {0, 1}, 4: {0, 3}, 5: set()}
+    assert list(order._sooner(range(6), edges)) == [(3, (0, 1, 3))]
+
+
 def test_independent_features_have_no_wrong_order():
     found = find(np.random.default_rng(0).standard_normal((4000, 3)))
     assert found.decided
