@@ -124,7 +124,7 @@ def test_the_chapter_of_a_claim_names_the_function_that_computes_it(claim_id):
     (chapter,) = (ROOT / "notebooks").glob(f"{claim['chapter']}_*.md")
     text = chapter.read_text("utf-8")
     cells = re.findall(
-        r"^```\{code-cell\}[^\n]*\n(?:---\n.*?\n---\n)?(.*?)^```$", text, re.S | re.M
+        r"^```\{code-cell\}[^\n]*\n(?:(?::\w+:[^\n]*\n)+)?(.*?)^```$", text, re.S | re.M
     )
     tree, space = ast.parse("".join(cells)), {}
     for node in ast.walk(tree):
