@@ -63,17 +63,20 @@ def sign_covariance(
         \qquad w = J z, \quad C = J J^{\mathsf T} = A A^{\mathsf T}
         + \delta^{-2} \operatorname{sech}^4(\xi/\delta)\, \Delta \Delta^{\mathsf T}
 
-    with ``within`` :math:`A A^{\mathsf T}` and ``jump`` Δ: in the plane the directions of a normal
-    vector have the second moment :math:`C^{1/2} / \operatorname{tr} C^{1/2}`. By quadrature over ξ;
-    an infinite width is no border. Raises ValueError unless the width is positive, and the others
-    are a positive definite matrix and a vector of two features.
+    with ``within`` :math:`A A^{\mathsf T}` and ``jump`` Δ; the map, ξ and :math:`A e_1 = 0` are
+    those of :func:`border`, latent and probe z independent and standard normal, features in the
+    units in which directions are taken. Given ξ, w is normal, and in the plane the directions of a
+    normal vector have the second moment :math:`C^{1/2} / \operatorname{tr} C^{1/2}`. By quadrature
+    over ξ; an infinite width is no border. Raises ValueError unless the width is positive, and the
+    others are a positive definite matrix and a vector of two features.
     """
     within, jump = np.asarray(within, float), np.asarray(jump, float)
     if within.shape != (2, 2) or jump.shape != (2,):
         raise ValueError(
             f"within and jump must be of two features, got shapes {within.shape} and {jump.shape}"
         )
-    if not (np.trace(within) > 0 and np.linalg.det(within) > 0):
+    symmetric = np.allclose(within, within.T)
+    if not (symmetric and np.trace(within) > 0 and np.linalg.det(within) > 0):
         raise ValueError(f"within must be positive definite, got {within.tolist()}")
     steep = slope(GRID, width) ** 2
     # det (W + s b bᵀ) = det W (1 + s bᵀ W⁻¹ b)

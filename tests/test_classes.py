@@ -99,7 +99,8 @@ def test_without_a_border_directions_have_the_root_of_the_covariance():
 def test_a_sign_covariance_is_of_two_features():
     with pytest.raises(ValueError, match="of two features"):
         classes.sign_covariance(1.0, np.eye(3), np.ones(3))
-    for within in (-WITHIN, np.ones((2, 2)), np.diag([1.0, np.nan])):
+    skew = np.array([[1, 0.9], [0, 1]])
+    for within in (-WITHIN, np.ones((2, 2)), np.diag([1.0, np.nan]), skew):
         with pytest.raises(ValueError, match="within must be positive definite"):
             classes.sign_covariance(1.0, within, JUMP)
 
