@@ -165,8 +165,9 @@ def find_order(
     (three standard errors): always where mechanisms are linear, whose order nothing in the law
     tells. A cause whose mechanisms are all straight scores as low as a leaf elsewhere. So a feature
     that has no edge with those just before it is also looked at without them, as the last of those
-    that are left. Standard errors are those of the jackknife over groups of samples, each fitted
-    again.
+    that are left. An edge that is too weak to be seen, or whose slope is 0 in the mean (a square's,
+    a wave's), counts as none: ``decided`` can then be true of an order that is wrong. Standard
+    errors are those of the jackknife over groups of samples, each fitted again.
 
     ``samples``: ``[n, d]``, with ``names`` if wanted, a data frame, or a mapping from names to
     columns; at least 100 samples of two features or more, whose scales do not matter. ``key``
