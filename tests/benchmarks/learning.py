@@ -85,14 +85,19 @@ def read(velocity):
     logits = np.asarray(jax.jit(partial(jax.lax.map, batch_size=32))(f, latents), np.float64)
 
     def statistic(weights):
-        r = np.corrcoef(logits[weights > 0].T)
-        one, two, both = found = [r[pair] for pair in PAIRS.values()]
-        return np.array([*found, (both - one * two) / np.sqrt((1 - one**2) * (1 - two**2))])
+        return correlations(logits[weights > 0])
 
     values, errors = quality.jackknife(statistic, len(logits))
     names = (*PAIRS, LEFT)
     found = dict(zip(names, values, strict=True))
     return found | {f"{name}_stderr": error for name, error in zip(names, errors, strict=True)}
+
+
+def correlations(values):
+    """Of the three pairs, and what is left of the last where the first column is held."""
+    r = np.corrcoef(values.T)
+    one, two, both = found = [r[pair] for pair in PAIRS.values()]
+    return np.array([*found, (both - one * two) / np.sqrt((1 - one**2) * (1 - two**2))])
 
 
 def report(measured):

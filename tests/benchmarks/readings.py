@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from cdelta import Flow, pretrained, quality
 from cdelta.datasets import faces
 from tests.benchmarks import _record
-from tests.benchmarks.learning import SOLVER_STEPS, SOME
+from tests.benchmarks.learning import SOLVER_STEPS, SOME, correlations
 
 RECORD = _record.Record("readings", ("faces",))
 FACES, ITERATIONS, BATCH = 1_000, 10, 100
@@ -70,7 +70,7 @@ def measure(images, attributes=None):
         by["attributes"] = attributes
 
     def statistic(weights):
-        found = [correlations(values[weights > 0][:, SOME]) for values in by.values()]
+        found = [correlations(values[weights > 0][:, SOME].astype(float)) for values in by.values()]
         return np.concatenate([*found, found[0][-1:] - found[1][-1:]])
 
     values, errors = quality.jackknife(statistic, FACES)
@@ -79,12 +79,6 @@ def measure(images, attributes=None):
     for at, name in enumerate([*names, "left_difference"]):
         row |= {name: float(values[at]), f"{name}_stderr": float(errors[at])}
     return row
-
-
-def correlations(values):
-    r = np.corrcoef(values.astype(float).T)
-    one, two, both = r[0, 1], r[0, 2], r[1, 2]
-    return np.array([one, two, both, (both - one * two) / np.sqrt((1 - one**2) * (1 - two**2))])
 
 
 def report(rows):
