@@ -7,20 +7,25 @@
   const shown = e => e.checkVisibility() && e.getClientRects().length > 0 && getComputedStyle(e).visibility !== "hidden";
   const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
 
-  // a formula in a line: its right edge lies inside of every box around it, or inside of one that scrolls
+  // whether a right edge lies outside of a box around it that hides what is outside
+  const hidden = (right, inside) => {
+    for (let at = inside; at && at !== document.body; at = at.parentElement) {
+      if (getComputedStyle(at).overflowX === "visible") continue;
+      if (scrolls(at)) return false;
+      if (right > at.getBoundingClientRect().right + 1) return true;
+    }
+    return right > innerWidth;
+  };
   for (const formula of article.querySelectorAll("mjx-container:not([display])")) {
     const drawn = formula.querySelector("svg");
-    if (!drawn || !shown(formula)) continue;
-    const right = drawn.getBoundingClientRect().right;
-    for (let at = formula; at && at !== document.body; at = at.parentElement) {
-      const style = getComputedStyle(at);
-      if (style.overflowX === "visible") continue;
-      if (scrolls(at)) break;
-      if (right > at.getBoundingClientRect().right + 1) {
-        say("clipped formula", `in a line: ${formula.parentElement.closest("p, li, td, figcaption")?.textContent}`);
-        break;
-      }
-    }
+    if (drawn && shown(formula) && hidden(drawn.getBoundingClientRect().right, formula))
+      say("clipped formula", `in a line: ${formula.parentElement.closest("p, li, td, figcaption")?.textContent}`);
+  }
+  // a mark that a style sheet sets in the margin, such as the square after a proof
+  for (const box of article.querySelectorAll("div, p, figure")) {
+    const mark = getComputedStyle(box, "::after");
+    if (mark.content === "none" || mark.position !== "absolute" || !shown(box)) continue;
+    if (hidden(box.getBoundingClientRect().right - parseFloat(mark.right), box)) say("clipped mark", `${mark.content} in ${box.id || box.className}`);
   }
 
   // formulas are broken by meaning, or set a little smaller: none scrolls

@@ -73,6 +73,10 @@ BROKEN = {
     "clipped formula: in a line": (
         f'<p style="overflow: hidden">A <span class="math">\\({"x + " * 30} y\\)</span></p>'
     ),
+    "clipped mark": (
+        '<style>#end {position: relative; overflow: hidden} #end::after {content: "□"; '
+        'position: absolute; right: -10px}</style><p id="end">Which was to be proved.</p>'
+    ),
     "wide formula": f'<p class="math">\\[{"x + " * 16} y\\]</p>',
     "wide formula: of a docstring": (
         '<dl class="py function"><dt class="sig">f()</dt><dd><p class="math">'
