@@ -76,9 +76,9 @@
       word.append(opening || "", whole, closing || "");
     }
   };
-  // On paper the ledger's lines are open: where the style sheet cannot do it.
-  const checks = () => document.querySelectorAll("details.cd-checks:not([open])");
-  addEventListener("beforeprint", () => checks().forEach(fold => fold.open = fold.dataset.folded = true));
+  // On paper proofs and the ledger's lines are open: where the style sheet cannot do it.
+  const folded = () => document.querySelectorAll(".bd-article details:not([open]):is(.cd-checks, :not(.cell *))");
+  addEventListener("beforeprint", () => folded().forEach(fold => fold.open = fold.dataset.folded = true));
   addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach(fold => {
     fold.open = false;
     delete fold.dataset.folded;

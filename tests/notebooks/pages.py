@@ -177,10 +177,11 @@ def browser() -> Iterator[Browser]:
 
 
 HERE = Path(__file__).parent
-INSPECT, OVERFLOW, PREVIEWS, NARROW, PAPER, ACCESSIBLE, AXE = (
+INSPECT, READING, OVERFLOW, PREVIEWS, NARROW, PAPER, ACCESSIBLE, AXE = (
     (HERE / f"{name}.js").read_text("utf-8")
     for name in (
         "inspect",
+        "reading",
         "overflow",
         "previews",
         "narrow",
@@ -189,7 +190,8 @@ INSPECT, OVERFLOW, PREVIEWS, NARROW, PAPER, ACCESSIBLE, AXE = (
         "axe/axe.min",
     )
 )
-PROOFS = "document.querySelectorAll('.bd-article details.sd-dropdown')"  # folded
+CLOSED = "window.cdClosed = [...document.querySelectorAll('.bd-article details:not([open])')]"
+OPEN = f"({CLOSED}).forEach(fold => fold.open = true)"
 SETTLE = "new Promise(done => setTimeout(done, 60))"  # two frames, and what they set off
 
 
@@ -204,21 +206,21 @@ def look(tab: Browser, page: Path, root: Path) -> tuple[list[Problem], dict[str,
     if (moved := sum(size for size, _ in shifts)) > SHIFT:
         found.append(("layout shift", f"{moved:.2f}, most by {max(shifts)[1][:160]}"))
     seen = tab.evaluate(INSPECT)
-    found += [*seen["found"], *tab.evaluate(PREVIEWS)]
+    found += [*seen["found"], *tab.evaluate(READING), *tab.evaluate(PREVIEWS)]
     for width in WIDTHS:
         tab.width(width)
         if wide := tab.evaluate(OVERFLOW):
             found.append(("overflow", f"at {width} px: {wide}"))
-    tab.evaluate(f"{PROOFS}.forEach(fold => fold.open = true);0")
+    tab.evaluate(f"{OPEN};0")
     tab.evaluate(SETTLE)
     found += tab.evaluate(NARROW)
-    tab.evaluate(f"{PROOFS}.forEach(fold => fold.open = false);0")
+    tab.evaluate("cdClosed.forEach(fold => fold.open = false);0")
     tab.width(PAPER_WIDTH)
     tab.send("Emulation.setEmulatedMedia", media="print")
     found += tab.evaluate(PAPER)
     tab.send("Emulation.setEmulatedMedia", media="")
     tab.width(WIDTHS[0])
-    tab.evaluate(f"{AXE};0")
+    tab.evaluate(f"{OPEN};{AXE};0")
     found += tab.evaluate(ACCESSIBLE)
     problems = [Problem(name, kind, detail) for kind, detail in found]
     return problems + [Problem(name, *problem) for problem in from_events(events, root)], seen

@@ -3,7 +3,7 @@
   const found = [], say = detail => found.push(["lost in print", String(detail).replace(/\s+/g, " ").trim().slice(0, 120)]);
   const article = document.querySelector(".bd-article, article, main") || document.body;
   const shown = e => e.getClientRects().length > 0;
-  for (const fold of article.querySelectorAll(".cell details:not([open])"))
+  for (const fold of article.querySelectorAll("details:not([open])"))
     if (shown(fold) && (fold.children.length < 2 || ![...fold.children].slice(1).every(e => e.checkVisibility()))) say(`an empty box: ${fold.textContent}`);
   for (const fold of article.querySelectorAll(".cd-checks"))
     if (!fold.checkVisibility()) say(`a check: ${fold.textContent}`);

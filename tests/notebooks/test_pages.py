@@ -59,6 +59,7 @@ def drawing(inside, width, name="one", kind="cd-whole"):
 LETTERS = '<g transform="translate(20 20) scale(0.09 -0.09)"><path d="M0 0h60v70z"/></g>'
 BEYOND = LETTERS.replace("(20 20)", "(512 20)").replace(".09", ".2")
 WINDOW = '<use href="#one-whole"/>'
+PROSE = "<p>Words of many lines.</p>" * 40
 FORMULA = r"""content: '<span class="math">\\(x\\)</span>'"""
 BROKEN = {
     "red formula": '<p><span class="math">\\(\\undefinedmacro{x}\\)</span></p>',
@@ -117,6 +118,7 @@ BROKEN = {
     "lost in print: a fold": (
         '<div class="cell"><details><summary>code</summary>hidden</details></div>'
     ),
+    "lost in print: a proof": "<details><summary>Proof</summary>hidden</details>",
     "lost in print: a check": (
         '<div class="cell"><details class="cd-checks"><summary>a check holds</summary><pre>PASS T1'
         " · x: 1</pre></details></div>"
@@ -135,6 +137,13 @@ BROKEN = {
     "loud: a larger one": '<h2>a</h2><h3 style="font-size: 2em">b</h3>',
     "loud: a value": '<p>By <span class="pasted-text" style="font-weight: 700">1.2</span>.</p>',
     "lost in print: a page": '<div class="cell" style="break-inside: avoid">code</div>',
+    "mostly code": (
+        '<figure><svg role="img" aria-label="a circle" width="50" height="50"><circle r="20"/>'
+        '</svg></figure><div class="cell"><div class="cell_input"><pre>'
+        f"{'code<br>' * 40}</pre></div></div>"
+    ),
+    "late figure": f"""<style>figure {{ margin-top: 1400px }}</style>{PROSE}
+        <div class="cell"><div class="cell_input"><pre>code</pre></div></div>""",
     "layout shift": (
         "<script>addEventListener('load', () => setTimeout(() => { const late = document"
         ".createElement('div'); late.style.height = '400px'; document.body.prepend(late) }, 99))"
