@@ -1,5 +1,5 @@
 r"""What decides whether an estimate is to be believed, from its numbers alone: tails, jumps, flat
-features, a solver's steps, rows against products, the rounding of a difference."""
+features, a solver's steps, rows against products, rounding, and errors over repeats."""
 
 import math
 import statistics
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
 
+from cdelta import quality
 from cdelta.moment import Moment
 
 
@@ -163,6 +164,46 @@ def methods(scatter: Scatter, d: int, dearer: float = 1.0) -> list[Method]:
         found.append(Method("jvp", probes, 1.0 + probes, variance))
         probes *= 2
     return sorted(found, key=lambda one: (round(one.price, 12), one.method != "rows"))
+
+
+def in_roundings(
+    error: Float[ArrayLike, "N ..."],
+    condition: Float[ArrayLike, "..."],
+    size: Float[ArrayLike, "..."],
+) -> float:
+    r"""The largest error of N results, in units of what rounding leaves of a linear system's
+    solution, :math:`\epsilon\,\kappa\,s`: machine epsilon of double precision times the condition
+    number times the size, which are numbers, or one for each of the N."""
+    worst = np.abs(np.asarray(error)).reshape(len(error), -1).max(1)
+    return float((worst / (np.finfo(float).eps * np.multiply(condition, size))).max())
+
+
+class Calibration(NamedTuple):
+    """Mean z² of repeated estimates with its standard error, what it should be, and the
+    standard error that it should have."""
+
+    value: float
+    stderr: float
+    expected: float
+    scatter: float
+
+
+def calibration(z: Float[np.ndarray, "repeats entries"], groups: int = 64) -> Calibration:
+    r"""Whether standard errors are honest: z-scores of independent repeats, each with an error from
+    so many ``groups``. Where the groups' means are normal, z has Student's distribution with
+    G - 1 degrees of freedom (chapter 06),
+
+    .. math:: E z^2 = \frac{G - 1}{G - 3}, \qquad
+              \operatorname{Var} z^2 = \frac{2 (G-1)^2 (G-2)}{(G-3)^2 (G-5)}
+
+    and the mean over e entries of one repeat, whose errors have correlations ρ, the standard error
+    :math:`(\operatorname{Var} z^2 \sum_{ij} \rho_{ij}^2 / e^2)^{1/2}`.
+    """
+    expected = (groups - 1) / (groups - 3)
+    variance = 2 * expected**2 * (groups - 2) / (groups - 5)
+    shared = (np.corrcoef(z.T) ** 2).mean()
+    value, stderr = quality.average((z**2).mean(1))
+    return Calibration(value, stderr, expected, float(np.sqrt(variance * shared / len(z))))
 
 
 class Doubling(NamedTuple):

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from cdelta import _diagnostics
 from cdelta.dependence import sample_moment
@@ -50,6 +51,45 @@ def test_numbers_without_a_tail():
     assert _diagnostics.tail(1 + 1e-12 * np.random.default_rng(0).random(100)).index == math.inf
     assert math.isnan(_diagnostics.tail(np.ones(30)).index)
     assert math.isnan(_diagnostics.tail(np.eye(100)[0]).index)
+
+
+def test_roundings_count_what_solving_loses():
+    """Of systems with a known solution the error is below one such unit for each entry, whatever
+    the condition; an error of a millionth is millions of them."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((20, 3, 3)))[0]
+    matrices = (basis * [1, 1e-3, 1e-6]) @ np.swapaxes(basis, 1, 2)
+    truth = rng.standard_normal((20, 3, 1))
+    found = np.linalg.solve(matrices, matrices @ truth)
+    condition, size = np.linalg.cond(matrices), np.linalg.norm(truth, axis=(1, 2))
+    assert 1e-3 < _diagnostics.in_roundings(found - truth, condition, size) < 3
+    assert _diagnostics.in_roundings(found - truth * (1 + 1e-6), 1.0, size) > 1e6
+    # one of each, of one result: sign and shape do not matter, the largest quotient counts
+    two = np.finfo(float).eps * np.array([[6.0, 1.0], [-8.0, 0.0]])
+    assert _diagnostics.in_roundings(two, np.array([2.0, 4.0]), 1.0) == 3
+    assert _diagnostics.in_roundings(two[:, 0], 2.0, np.array([3.0, 2.0])) == 2
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_calibration_is_that_of_student(copies):
+    """z of groups that are normal, entries independent or all alike: the mean is the lemma's, as
+    SciPy has it, and its scatter over sets of repeats what is said, whatever they share."""
+    groups, sets, repeats, entries = 8, 400, 50, 4
+    law = scipy.stats.t(groups - 1)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((sets, repeats, entries // copies, groups))
+    z = x.mean(-1) / (x.std(-1, ddof=1) / math.sqrt(groups))
+    found = [_diagnostics.calibration(np.repeat(one, copies, 1), groups) for one in z]
+    assert found[0].expected == pytest.approx(law.moment(2))
+    values, scatter = (np.array([getattr(c, name) for c in found]) for name in ("value", "scatter"))
+    assert abs(values.mean() - law.moment(2)) < 4 * values.std() / math.sqrt(sets)
+    one = math.sqrt((law.moment(4) - law.moment(2) ** 2) / repeats)
+    few = 1 if copies == 4 else math.sqrt(1 / 4)
+    assert scatter.mean() == pytest.approx(one * few, rel=0.1)
+    assert values.std() == pytest.approx(scatter.mean(), rel=0.25)
+    assert found[0].value == pytest.approx((z[0] ** 2).mean())
+    # a factor in the errors shows
+    assert _diagnostics.calibration(z[0] * 2, groups).value == pytest.approx(4 * found[0].value)
 
 
 def moments(variance, seed=0):

@@ -21,10 +21,12 @@ from cdelta.figures.plots import (
     dots,
     ellipse,
     ellipse_points,
+    heat,
     images,
     letter,
     matrix,
     sheet,
+    square,
 )
 from cdelta.figures.style import (
     BLUE,
@@ -65,6 +67,7 @@ __all__ = [
     "dots",
     "ellipse",
     "ellipse_points",
+    "heat",
     "images",
     "letter",
     "matrix",
@@ -72,6 +75,7 @@ __all__ = [
     "quote",
     "sheet",
     "show",
+    "square",
     "table",
     "tex",
     "use",

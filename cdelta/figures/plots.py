@@ -1,5 +1,7 @@
-"""The few plots that chapters share: estimates in rows, matrices, images, ellipses, arrows."""
+"""The few plots that chapters share: estimates in rows, matrices, images, ellipses, arrows,
+maps of the plane."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from matplotlib.patches import Polygon
 from matplotlib.quiver import Quiver
 from numpy.typing import ArrayLike
 
-from cdelta.figures.style import BLUE, DIVERGING, PAPER, SMALLEST
+from cdelta.figures.style import BLUE, DIVERGING, PAPER, SEQUENTIAL, SMALLEST
 
 
 def dots(
@@ -233,6 +235,24 @@ def letter(*axes: Axes) -> None:
         raise ValueError(f"axes must be 2 to 26 panels to tell apart, got {len(axes)}")
     for name, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
         ax.set_title(name, loc="left", fontweight="bold")
+
+
+def square(reach: float | int, n: int) -> np.ndarray:
+    """An even grid of n × n points with no coordinate beyond ``reach``, as ``[n², 2]``, row by row
+    from below: what :func:`heat` draws has one value a point."""
+    side = np.linspace(-reach, reach, n)
+    return np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+
+
+def heat(ax: Axes, values: ArrayLike, reach: float | int, **options: Any) -> AxesImage:
+    """Draw one value (or colour) for each point of :func:`square`, ``[n²]`` or ``[n², channels]``,
+    as a map of the plane."""
+    values = np.asarray(values)
+    n = math.isqrt(len(values))
+    if n * n != len(values):
+        raise ValueError(f"values must be those of n x n points, got {len(values)}")
+    options = {"cmap": SEQUENTIAL, "origin": "lower", "extent": (-reach, reach) * 2, **options}
+    return ax.imshow(values.reshape(n, n, *values.shape[1:]), **options)
 
 
 def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:

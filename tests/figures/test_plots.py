@@ -1,5 +1,7 @@
 """The few plots that chapters share."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -93,6 +95,22 @@ def test_circles_are_a_centre_and_the_columns_of_a_matrix():
     many = figures.circles(np.array([[0.0, 0.0], [5.0, 6.0]]), matrices)
     assert many.shape == (3, 2, 3, 2) and many[2, 1, 0].tolist() == [5, 6]
     assert many[2, 1, 1].tolist() == [20, 22]  # a column
+
+
+def test_a_map_shows_each_value_at_its_point():
+    """Where a point lies, the picture has the colour of its value."""
+    points = figures.square(2, 5)
+    assert points.shape == (25, 2) and np.abs(points).max() == 2
+    _, (ax, coloured) = plt.subplots(1, 2)
+    image = figures.heat(ax, 10 * points[:, 0] + points[:, 1], 2)
+    for x, y in 0.9 * points:  # the outermost lie on the edge
+        at = SimpleNamespace(x=0, y=0, inaxes=ax)
+        at.x, at.y = ax.transData.transform((x, y))
+        assert image.get_cursor_data(at) == pytest.approx(10 * x / 0.9 + y / 0.9)
+    rgba = figures.heat(coloured, np.ones((25, 4)), 2, interpolation="nearest")
+    assert rgba.get_array().shape == (5, 5, 4) and rgba.get_interpolation() == "nearest"
+    with pytest.raises(ValueError, match="n x n points, got 24"):
+        figures.heat(ax, points[1:, 0], 2)
 
 
 def test_panels_have_letters_beside_their_titles():
