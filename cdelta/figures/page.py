@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import display
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from cdelta._text import describe
 from cdelta.figures.panels import ROOM, shared_axes, windows
-from cdelta.figures.style import DIVERGING, SEQUENTIAL, SMALLEST, THEMED
+from cdelta.figures.style import DIVERGING, LINES_ONLY, SEQUENTIAL, SMALLEST, THEMED
 
 # A picture is what it is in both themes; in a heat map, and in what else is rasterised, the dark
 # theme's colours are lighter (figures.css)
@@ -191,6 +192,11 @@ def drawn(
             raise ValueError(
                 f"text in a figure must have at least {SMALLEST} points, "
                 f"got {text.get_fontsize():g} of {text.get_text()!r}"
+            )
+        if text.get_visible() and text.get_text() and to_hex(text.get_color()) in LINES_ONLY:
+            raise ValueError(
+                f"text in a figure must have a contrast of 4.5 on the page, which "
+                f"{text.get_color()} of {text.get_text()!r} does not: write it in figures.INK"
             )
     _in_both_themes(fig)
     layout = _settled(fig)

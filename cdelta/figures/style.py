@@ -16,6 +16,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
 # text and axes; what stays in the background; the page itself
 INK, MUTED, PAPER = "#1a1c20", "#6b7280", "#fefefe"
 
+# as text these would have less than the 4.5:1 on white that readers need
+LINES_ONLY = (ORANGE, GREEN, SKY)
+
 THEMED = {
     BLUE: f"var(--cd-blue, {BLUE})",
     ORANGE: f"var(--cd-orange, {ORANGE})",

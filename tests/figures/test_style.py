@@ -1,8 +1,11 @@
 """The colours, in both modes."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from cdelta import figures
+from cdelta.figures.style import LINES_ONLY
 from tests.figures.samples import PALETTE, style_colours
 
 
@@ -19,4 +22,20 @@ def test_lines_stand_out_in_both_modes(theme, page):
     assert len(colours) == len(PALETTE)
     for name, color in colours.items():
         dark, light = sorted([luminance(color), luminance(page)])
-        assert (light + 0.05) / (dark + 0.05) >= 3, name
+        contrast = (light + 0.05) / (dark + 0.05)
+        assert contrast >= 3, name
+        lines_only = name.removeprefix("--cd-").upper() in {"ORANGE", "GREEN", "SKY"}
+        assert contrast >= 4.5 or lines_only, name
+        # and no colour is kept from text for nothing
+        assert contrast < 4.5 or not lines_only or theme == "dark", name
+
+
+@pytest.mark.parametrize("color", LINES_ONLY)
+def test_words_are_not_written_in_a_colour_for_lines(color):
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], color=color)
+    figures.show(fig, caption="A line.", alt="A line.")
+    fig, ax = plt.subplots()
+    ax.text(0, 0, "a word", color=color)
+    with pytest.raises(ValueError, match=r"contrast of 4\.5 .*'a word'"):
+        figures.show(fig, caption="A word.", alt="A word.")
