@@ -1,9 +1,15 @@
 """The colours, in both modes."""
 
+import io
+import re
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
-from tests.figures.samples import PALETTE, style_colours
+from cdelta import figures
+from cdelta.figures.style import THEMED
+from tests.figures.samples import PALETTE, everything, style_colours
 
 
 def luminance(color):
@@ -20,3 +26,26 @@ def test_lines_stand_out_in_both_modes(theme, page):
     for name, color in colours.items():
         dark, light = sorted([luminance(color), luminance(page)])
         assert (light + 0.05) / (dark + 0.05) >= 3, name
+
+
+def test_a_sign_is_a_hue_a_size_an_opacity_and_zero_the_page():
+    for colours, ends in (
+        (figures.DIVERGING, {0.0: (figures.BLUE, 1), 0.4999: (figures.BLUE, 0),
+                             0.5001: (figures.RED, 0), 1.0: (figures.RED, 1)}),
+        (figures.SEQUENTIAL, {0.0: (figures.BLUE, 0), 1.0: (figures.BLUE, 1)}),
+    ):  # fmt: skip
+        for place, (hue, opacity) in ends.items():
+            np.testing.assert_allclose(colours(place), to_rgba(hue, opacity), atol=0.01)
+
+
+def test_a_colour_has_one_name_which_the_style_sheet_gives_it():
+    names = {re.match(r"var\((--cd-\w+), ", THEMED[color])[1]: color for color in PALETTE}
+    colours = style_colours("light")
+    assert names == {name: colours[name] for name in names} and len(names) == len(PALETTE)
+
+
+def test_a_figure_is_written_alike_each_time():
+    first, second = io.StringIO(), io.StringIO()
+    for file in (first, second):
+        everything().savefig(file, format="svg", metadata={"Date": None})
+    assert first.getvalue() == second.getvalue()
