@@ -248,6 +248,14 @@ def test_the_frame_of_a_structural_model_does_not_turn():
     np.testing.assert_allclose(found.stderr, 0, rtol=0, atol=1e-12)
 
 
+def test_the_frame_is_taken_in_the_order_asked_for():
+    """The same model, its features listed backwards."""
+    model = curved()
+    turn = functools.partial(causal.frame_turn, lambda x: model(x)[::-1], jax.random.key(0), 4, 100)
+    np.testing.assert_allclose(turn([3, 2, 1, 0]).turn, 0, rtol=0, atol=1e-12)
+    assert turn([0, 1, 2, 3]).turn.max() > 0.01
+
+
 def twisted(x):
     """N(0, I) in the plane, turned by an angle that grows with the distance: normal again."""
     angle = 0.8 * (x @ x)

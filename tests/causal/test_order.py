@@ -64,6 +64,16 @@ def test_the_cause_of_an_exact_density_scores_what_its_second_derivative_varies(
     assert abs(scores[0] - truth) < 4 * stderr[0] < 0.1 * truth
 
 
+def test_tails_are_clipped_at_two_and_98_percent():
+    """Of 101 points these are the third from either end."""
+    x, t = np.linspace(-1, 2, 101), 0.9
+    x[0], x[-1] = -50, 100
+    found = causal.leaf_scores(lambda t, x: x**2, x[::-1, None] * np.ones(2), t)
+    entry = (2 * x - 1 / t) * t / (1 - t)
+    entry[:2], entry[-2:] = entry[2], entry[-3]
+    np.testing.assert_allclose(found.scores, entry.std() / abs(entry.mean()), rtol=1e-6)
+
+
 def test_every_entry_of_a_normal_law_is_constant():
     model = causal.collider()
     target = cdelta.Gaussian(jnp.zeros(3), model.cov)

@@ -1,12 +1,16 @@
 """The colours, in both modes."""
 
+import io
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from cdelta import figures
-from cdelta.figures.style import LINES_ONLY
-from tests.figures.samples import PALETTE, style_colours
+from cdelta.figures.style import LINES_ONLY, THEMED
+from tests.figures.samples import PALETTE, everything, style_colours
 
 
 def luminance(color):
@@ -39,3 +43,25 @@ def test_words_are_not_written_in_a_colour_for_lines(color):
     ax.text(0, 0, "a word", color=color)
     with pytest.raises(ValueError, match=r"contrast of 4\.5 .*'a word'"):
         figures.show(fig, caption="A word.", alt="A word.")
+
+def test_a_sign_is_a_hue_a_size_an_opacity_and_zero_the_page():
+    for colours, ends in (
+        (figures.DIVERGING, {0.0: (figures.BLUE, 1), 0.4999: (figures.BLUE, 0),
+                             0.5001: (figures.RED, 0), 1.0: (figures.RED, 1)}),
+        (figures.SEQUENTIAL, {0.0: (figures.BLUE, 0), 1.0: (figures.BLUE, 1)}),
+    ):  # fmt: skip
+        for place, (hue, opacity) in ends.items():
+            np.testing.assert_allclose(colours(place), to_rgba(hue, opacity), atol=0.01)
+
+
+def test_a_colour_has_one_name_which_the_style_sheet_gives_it():
+    names = {re.match(r"var\((--cd-\w+), ", THEMED[color])[1]: color for color in PALETTE}
+    colours = style_colours("light")
+    assert names == {name: colours[name] for name in names} and len(names) == len(PALETTE)
+
+
+def test_a_figure_is_written_alike_each_time():
+    first, second = io.StringIO(), io.StringIO()
+    for file in (first, second):
+        everything().savefig(file, format="svg", metadata={"Date": None})
+    assert first.getvalue() == second.getvalue()

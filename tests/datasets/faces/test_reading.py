@@ -35,6 +35,23 @@ def test_the_prior_draws_to_the_start(images):
     np.testing.assert_allclose(strong, SHIFT, atol=1e-2)
 
 
+def test_what_is_read_is_a_minimum_of_the_stated_sum():
+    """Of pictures that are not square and no faces, with the prior that nobody asked for: the pull
+    of the start is the other side of the picture's gradient."""
+    height, width = 16, 20
+    painted = jnp.stack([faces.render(p[:N], p[N:], height, width) for p in TRUE])
+    images = painted + 0.1 * jax.random.normal(jax.random.key(6), painted.shape)
+    start = TRUE + SHIFT
+    p = jnp.concatenate(faces.read(images, start)[:2], 1)
+
+    def squares(p, image):
+        return ((faces.render(p[:N], p[N:], height, width) - image) ** 2).sum()
+
+    gradient = jax.vmap(jax.grad(squares))(p, images)
+    pull = 2 * 0.02 * (p - start)
+    assert np.linalg.norm(gradient + pull) < 0.1 * np.linalg.norm(pull)
+
+
 def test_the_distance_is_what_no_face_explains(images):
     noise = 0.05 * jax.random.normal(jax.random.key(5), images.shape)
     reading = faces.read(images + noise, TRUE)
