@@ -44,6 +44,7 @@ def test_words_are_not_written_in_a_colour_for_lines(color):
     with pytest.raises(ValueError, match=r"contrast of 4\.5 .*'a word'"):
         figures.show(fig, caption="A word.", alt="A word.")
 
+
 def test_a_sign_is_a_hue_a_size_an_opacity_and_zero_the_page():
     for colours, ends in (
         (figures.DIVERGING, {0.0: (figures.BLUE, 1), 0.4999: (figures.BLUE, 0),
