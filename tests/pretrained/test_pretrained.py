@@ -14,7 +14,7 @@ from flax import nnx
 
 from cdelta import networks, pretrained, training
 from cdelta.datasets.faces import painter, samples
-from cdelta.pretrained import RECIPES, Recipe
+from cdelta.pretrained import RECIPES, Recipe, __main__ as command
 
 NAMES = sorted(path.stem for path in pretrained.FOLDER.glob("*.json"))
 
@@ -298,6 +298,24 @@ def test_the_command_refuses_an_unknown_name():
         [sys.executable, "-m", "cdelta.pretrained", "sixes"], capture_output=True, text=True
     )
     assert result.returncode == 2 and "unknown: sixes" in result.stderr and "fives" in result.stderr
+
+
+def test_the_command_trains_what_is_named_where_it_is_told_and_says_how_well(
+    tmp_path, monkeypatch, capsys
+):
+    for module in (pretrained, command):
+        monkeypatch.setattr(module, "RECIPES", {"it": tiny(), "other": tiny()})
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    there, runs = tmp_path / "weights", tmp_path / "runs"
+    options = ["--folder", str(there), "--checkpoints", str(runs)]
+    monkeypatch.setattr(sys, "argv", ["python -m cdelta.pretrained", "it", *options])
+    command.main()
+    assert sorted(path.name for path in there.iterdir()) == ["it.json", "it.safetensors"]
+    manifest = pretrained.read_manifest("it", there)
+    assert manifest["recipe"] == tiny().as_json()
+    said = capsys.readouterr().out
+    assert "it: 3 steps" in said and f"{manifest['parameters']} parameters" in said
+    assert f"{manifest['held_out_loss']:.4f} ± {manifest['held_out_stderr']:.4f}" in said
 
 
 def test_trainings_are_those_that_are_there(tmp_path):
