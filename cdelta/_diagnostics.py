@@ -197,8 +197,14 @@ def calibration(z: Float[np.ndarray, "repeats entries"], groups: int = 64) -> Ca
               \operatorname{Var} z^2 = \frac{2 (G-1)^2 (G-2)}{(G-3)^2 (G-5)}
 
     and the mean over e entries of one repeat, whose errors have correlations ρ, the standard error
-    :math:`(\operatorname{Var} z^2 \sum_{ij} \rho_{ij}^2 / e^2)^{1/2}`.
+    :math:`(\operatorname{Var} z^2 \sum_{ij} \rho_{ij}^2 / e^2)^{1/2}`, up to order 1/G; over N
+    repeats :math:`N^{-1/2}` of it. The correlations are those of z: their squares are too
+    large by 1/N.
+
+    Raises ValueError for five groups or fewer, which have no such error.
     """
+    if groups <= 5:
+        raise ValueError(f"groups must be more than 5, got {groups}")
     expected = (groups - 1) / (groups - 3)
     variance = 2 * expected**2 * (groups - 2) / (groups - 5)
     shared = (np.corrcoef(z.T) ** 2).mean()

@@ -12,7 +12,7 @@ import pytest
 
 from cdelta import ledger
 from tests import ROOT
-from tests.benchmarks import _record, order, pairs
+from tests.benchmarks import _record, order, pairs, readings
 
 KEPT = sorted(path.stem for path in ledger.RECORDS.glob("*.jsonl"))
 CHAPTERS = {
@@ -95,18 +95,46 @@ def test_an_additive_noise_model_names_the_cause():
     assert np.median(np.abs(null)) < np.min(found) / 5
 
 
-def test_hsic_of_a_permutation_is_that_of_independence():
-    """Its mean over permutations is what samples without any dependence have."""
+def test_hsic_sees_what_no_correlation_tells():
+    """A square, against permutations of it; and samples without any dependence have what those
+    have."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(200)
     y = x**2
     shuffled = [pairs.hsic(x, rng.permutation(y)) for _ in range(40)]
     assert abs(np.corrcoef(x, y)[0, 1]) < 0.2  # no correlation would tell
     assert pairs.hsic(x, y) > np.mean(shuffled) + 6 * np.std(shuffled)
+    alone = [pairs.hsic(x, rng.standard_normal(200) ** 2) for _ in range(40)]
+    error = np.hypot(np.std(alone), np.std(shuffled)) / np.sqrt(40)
+    assert abs(np.mean(alone) - np.mean(shuffled)) < 4 * error
     # by its definition, the covariance of the two kernels' entries about their rows' means
     centre = np.eye(200) - 1 / 200
     centred = np.trace(pairs.kernel(x) @ centre @ pairs.kernel(y) @ centre) / 200**2
     np.testing.assert_allclose(pairs.hsic(x, y), centred, rtol=1e-10)
+
+
+def test_what_an_instrument_reads_off_another_attribute():
+    """Cheeks read half off make-up, and noise; without the half, noise alone: nothing is read."""
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((20_000, 3)) @ [[1, 0.6, 0.6], [0, 0.8, 0], [0, 0, 0.8]]
+    noise = 0.1 * rng.standard_normal(true.shape)
+    makeup, _, _, cheeks, nose = readings.knows(true + [0, 0.5, 0] * true[:, :1] + noise, true)
+    assert abs(makeup - 1 / np.sqrt(1.01)) < 0.001 and cheeks > 0.9 and abs(nose) < 0.03
+    *own, cheeks, nose = readings.knows(true + noise, true)
+    np.testing.assert_allclose(own, 1 / np.sqrt(1.01), atol=0.001)
+    assert abs(cheeks) < 0.03 and abs(nose) < 0.03
+
+
+def test_known_faces_of_a_painter_are_the_faces_before(monkeypatch):
+    """A painter's faces have no residual: taken out and put in, they are moved on by one."""
+    monkeypatch.setattr(readings, "FACES", 3)
+    monkeypatch.setattr(readings, "BATCH", 3)
+    images, attributes = readings.painted()
+    monkeypatch.setattr(readings, "generated", lambda name: (images[:3], None))
+    found, known = readings.known("any")
+    assert np.abs(found - np.roll(images[:3], 1, axis=0)).max() < 0.1
+    apart = np.abs(known - np.roll(attributes[:3], 1, axis=0)).mean()
+    assert apart < 0.2 * np.abs(known - attributes[:3]).mean()
 
 
 def test_entropies_of_a_uniform_cause_and_its_cube():

@@ -79,7 +79,8 @@ def test_calibration_is_that_of_student(copies):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((sets, repeats, entries // copies, groups))
     z = x.mean(-1) / (x.std(-1, ddof=1) / math.sqrt(groups))
-    found = [_diagnostics.calibration(np.repeat(one, copies, 1), groups) for one in z]
+    signs = np.array([1, -1, -1, 1])  # which squares do not have
+    found = [_diagnostics.calibration(signs * np.repeat(one, copies, 1), groups) for one in z]
     assert found[0].expected == pytest.approx(law.moment(2))
     values, scatter = (np.array([getattr(c, name) for c in found]) for name in ("value", "scatter"))
     assert abs(values.mean() - law.moment(2)) < 4 * values.std() / math.sqrt(sets)
@@ -88,6 +89,8 @@ def test_calibration_is_that_of_student(copies):
     assert scatter.mean() == pytest.approx(one * few, rel=0.1)
     assert values.std() == pytest.approx(scatter.mean(), rel=0.25)
     assert found[0].value == pytest.approx((z[0] ** 2).mean())
+    with pytest.raises(ValueError, match="more than 5"):
+        _diagnostics.calibration(z[0], 5)
     # a factor in the errors shows
     assert _diagnostics.calibration(z[0] * 2, groups).value == pytest.approx(4 * found[0].value)
 

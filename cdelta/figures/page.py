@@ -187,19 +187,21 @@ def drawn(
     that what moves in it moves in them. ``edit`` may change matplotlib's SVG while the figure still
     has its layout; ``salt`` tells figures of the same drawing apart.
     """
-    for text in fig.findobj(Text):
-        if text.get_visible() and text.get_text() and text.get_fontsize() < SMALLEST:
+    _in_both_themes(fig)
+    layout = _settled(fig)
+    for text in fig.findobj(Text):  # once drawn: ticks have their labels then
+        if not (text.get_visible() and text.get_text()):
+            continue
+        if text.get_fontsize() < SMALLEST:
             raise ValueError(
                 f"text in a figure must have at least {SMALLEST} points, "
                 f"got {text.get_fontsize():g} of {text.get_text()!r}"
             )
-        if text.get_visible() and text.get_text() and to_hex(text.get_color()) in LINES_ONLY:
+        if to_hex(text.get_color()) in LINES_ONLY:
             raise ValueError(
-                f"text in a figure must have a contrast of 4.5 on the page, which "
-                f"{text.get_color()} of {text.get_text()!r} does not: write it in figures.INK"
+                f"text in a figure must have a contrast of 4.5 on the page, {text.get_text()!r} "
+                f"in {to_hex(text.get_color())} has not: write it in figures.INK"
             )
-    _in_both_themes(fig)
-    layout = _settled(fig)
     panels = [] if narrow else [(panel, *shared_axes(fig, panel)) for panel in windows(fig)]
     svg = _themed(edit(_written(fig)))
     if narrow:

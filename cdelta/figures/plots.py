@@ -246,7 +246,11 @@ def square(reach: float | int, n: int) -> np.ndarray:
 
 def heat(ax: Axes, values: ArrayLike, reach: float | int, **options: Any) -> AxesImage:
     """Draw one value (or colour) for each point of :func:`square`, ``[n²]`` or ``[n², channels]``,
-    as a map of the plane."""
+    as a map of the plane. Its pixels fill the square, so that the outermost are drawn half a pixel
+    inwards.
+
+    Raises ValueError unless there are n² values.
+    """
     values = np.asarray(values)
     n = math.isqrt(len(values))
     if n * n != len(values):

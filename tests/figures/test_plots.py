@@ -98,15 +98,15 @@ def test_circles_are_a_centre_and_the_columns_of_a_matrix():
 
 
 def test_a_map_shows_each_value_at_its_point():
-    """Where a point lies, the picture has the colour of its value."""
+    """Where a point lies, the picture has its value: the pixels' middles, which fill the square."""
     points = figures.square(2, 5)
     assert points.shape == (25, 2) and np.abs(points).max() == 2
     _, (ax, coloured) = plt.subplots(1, 2)
     image = figures.heat(ax, 10 * points[:, 0] + points[:, 1], 2)
-    for x, y in 0.9 * points:  # the outermost lie on the edge
+    for x, y in 0.8 * points:  # n - 1 of n pixels
         at = SimpleNamespace(x=0, y=0, inaxes=ax)
         at.x, at.y = ax.transData.transform((x, y))
-        assert image.get_cursor_data(at) == pytest.approx(10 * x / 0.9 + y / 0.9)
+        assert image.get_cursor_data(at) == pytest.approx(10 * x / 0.8 + y / 0.8)
     rgba = figures.heat(coloured, np.ones((25, 4)), 2, interpolation="nearest")
     assert rgba.get_array().shape == (5, 5, 4) and rgba.get_interpolation() == "nearest"
     with pytest.raises(ValueError, match="n x n points, got 24"):

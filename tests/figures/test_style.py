@@ -28,7 +28,7 @@ def test_lines_stand_out_in_both_modes(theme, page):
         dark, light = sorted([luminance(color), luminance(page)])
         contrast = (light + 0.05) / (dark + 0.05)
         assert contrast >= 3, name
-        lines_only = name.removeprefix("--cd-").upper() in {"ORANGE", "GREEN", "SKY"}
+        lines_only = style_colours("light")[name] in LINES_ONLY
         assert contrast >= 4.5 or lines_only, name
         # and no colour is kept from text for nothing
         assert contrast < 4.5 or not lines_only or theme == "dark", name
@@ -43,6 +43,10 @@ def test_words_are_not_written_in_a_colour_for_lines(color):
     ax.text(0, 0, "a word", color=color)
     with pytest.raises(ValueError, match=r"contrast of 4\.5 .*'a word'"):
         figures.show(fig, caption="A word.", alt="A word.")
+    fig, ax = plt.subplots()
+    ax.tick_params(labelcolor=color)
+    with pytest.raises(ValueError, match=r"contrast of 4\.5 "):
+        figures.show(fig, caption="Labels.", alt="Labels.")
 
 
 def test_a_sign_is_a_hue_a_size_an_opacity_and_zero_the_page():

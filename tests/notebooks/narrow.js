@@ -24,8 +24,9 @@
   // a mark that a style sheet sets in the margin, such as the square after a proof
   for (const box of article.querySelectorAll("div, p, figure")) {
     const mark = getComputedStyle(box, "::after");
-    if (mark.content === "none" || mark.position !== "absolute" || !shown(box)) continue;
-    if (hidden(box.getBoundingClientRect().right - parseFloat(mark.right), box)) say("clipped mark", `${mark.content} in ${box.id || box.className}`);
+    if (mark.content === "none" || mark.position !== "absolute" || getComputedStyle(box).position === "static" || !shown(box)) continue;
+    const right = box.getBoundingClientRect().right - box.clientLeft - parseFloat(mark.right);
+    if (!(right <= innerWidth) || hidden(right, box)) say("clipped mark", `${mark.content} in ${box.id || box.className}`);
   }
 
   // formulas are broken by meaning, or set a little smaller: none scrolls

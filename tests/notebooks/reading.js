@@ -7,7 +7,8 @@
   const code = [...article.querySelectorAll(".cell_input, details.hide > summary")].reduce((sum, e) => sum + height(e), 0);
   const share = code / article.getBoundingClientRect().height;
   if (share > SHARE) found.push(["mostly code", `${Math.round(100 * share)} % of the page's height`]);
-  const figure = [...article.querySelectorAll("figure, svg[role=img], img")].find(e => height(e) > 40);
+  const figure = [...article.querySelectorAll("figure, svg[role=img], img")]
+    .find(e => !e.closest("mjx-container, .cd-table") && height(e) > 40);
   const top = figure ? figure.getBoundingClientRect().top + scrollY : Infinity;
   if (top > SCREENS * SCREEN) found.push(["late figure", `the first one begins at ${Math.round(top)} px`]);
   return found;

@@ -59,7 +59,12 @@ def drawing(inside, width, name="one", kind="cd-whole"):
 LETTERS = '<g transform="translate(20 20) scale(0.09 -0.09)"><path d="M0 0h60v70z"/></g>'
 BEYOND = LETTERS.replace("(20 20)", "(512 20)").replace(".09", ".2")
 WINDOW = '<use href="#one-whole"/>'
-PROSE = "<p>Words of many lines.</p>" * 40
+CIRCLE = (
+    '<figure><svg role="img" aria-label="a circle" width="50" height="50"><circle r="20"/></svg>'
+    "</figure>"
+)
+ON_PAPER = "<style>@media print {details::details-content {content-visibility: visible}}</style>"
+CELL = '<div class="cell"><div class="cell_input"><pre>code</pre></div></div>'
 FORMULA = r"""content: '<span class="math">\\(x\\)</span>'"""
 BROKEN = {
     "red formula": '<p><span class="math">\\(\\undefinedmacro{x}\\)</span></p>',
@@ -79,6 +84,10 @@ BROKEN = {
         'position: absolute; right: -10px}</style><p id="end">Which was to be proved.</p>'
     ),
     "wide formula": f'<p class="math">\\[{"x + " * 16} y\\]</p>',
+    "wide formula: in a fold": (
+        f'{ON_PAPER}<details><summary>Proof</summary><p class="math">\\[{"x + " * 16} y\\]</p>'
+        "</details>"
+    ),
     "wide formula: of a docstring": (
         '<dl class="py function"><dt class="sig">f()</dt><dd><p class="math">'
         f"\\[{'x + ' * 16} y\\]</p></dd></dl>"
@@ -138,12 +147,19 @@ BROKEN = {
     "loud: a value": '<p>By <span class="pasted-text" style="font-weight: 700">1.2</span>.</p>',
     "lost in print: a page": '<div class="cell" style="break-inside: avoid">code</div>',
     "mostly code": (
-        '<figure><svg role="img" aria-label="a circle" width="50" height="50"><circle r="20"/>'
-        '</svg></figure><div class="cell"><div class="cell_input"><pre>'
-        f"{'code<br>' * 40}</pre></div></div>"
+        f'{CIRCLE}<div class="cell"><div class="cell_input"><pre>{"code<br>" * 40}</pre></div>'
+        "</div>"
     ),
-    "late figure": f"""<style>figure {{ margin-top: 1400px }}</style>{PROSE}
-        <div class="cell"><div class="cell_input"><pre>code</pre></div></div>""",
+    "late figure": f'<div style="height: 1400px"></div>{CIRCLE}{CELL}',
+    "late figure: none": f'<div style="height: 1400px"></div>{CELL}',
+    "late figure: a table is none": (
+        '<figure class="cd-table"><table style="height: 60px"><tr><th>a</th><td>1</td></tr></table>'
+        f'</figure><div style="height: 1400px"></div>{CIRCLE}{CELL}'
+    ),
+    "late figure: a formula is none": (
+        '<p class="math">\\[\\frac{\\frac{\\frac12}3}{\\frac{\\frac12}3}\\]</p>'
+        f'<div style="height: 1400px"></div>{CIRCLE}{CELL}'
+    ),
     "layout shift": (
         "<script>addEventListener('load', () => setTimeout(() => { const late = document"
         ".createElement('div'); late.style.height = '400px'; document.body.prepend(late) }, 99))"
@@ -165,6 +181,9 @@ BROKEN = {
     ),
     "axe: header": "<table><tr><th></th></tr><tr><td>cell</td></tr></table>",
     "axe: name": '<button aria-label="Close">Open</button>',
+    "axe: in a fold": (
+        f'{ON_PAPER}<details><summary>s</summary><button aria-label="Close">Open</button></details>'
+    ),
     "axe: list": '<div role="list"><p>no item</p></div>',
     "axe: definitions": "<dl><p>no term</p></dl>",
     "axe: contrast": '<button style="color: #888; background: #fff">pale</button>',
@@ -209,6 +228,8 @@ def site(tmp_path_factory):
     for index, body in enumerate(BROKEN.values()):
         (root / f"broken{index}.html").write_text(PAGE.format(head="", body=body))
     (root / "sound.html").write_text(PAGE.format(head="", body=""))
+    chapter = f'{CIRCLE}{CELL}<div style="height: 2000px"></div>'
+    (root / "chapter.html").write_text(PAGE.format(head="", body=chapter))
     (root / "other.html").write_text(PAGE.format(head="", body='<p id="there">there</p>'))
     forward = '<meta http-equiv="refresh" content="0; url=sound.html">'
     (root / "forward.html").write_text(
@@ -221,7 +242,7 @@ def site(tmp_path_factory):
 
 
 def test_sound_pages_have_no_problem(site):
-    sound = ("sound.html", "other.html", "forward.html")
+    sound = ("sound.html", "chapter.html", "other.html", "forward.html")
     assert {page: site.get(page) for page in sound} == dict.fromkeys(sound)
 
 
