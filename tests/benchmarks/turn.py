@@ -116,12 +116,21 @@ def report(rows, seeds):
             f"{row['model']:15}{row['seed']:3}{row['turn']:9.4f} ± {row['stderr']:.4f}"
             f"{row['error']:14.4f}{row['missed']:11.1e}{row['lost']:7.2f}{row['cpu']:8.1f}"
         )
-    for seed in seeds:
+    models = dict.fromkeys(row["model"] for row in rows)
+    for which, chosen in {
+        **{f"seed {seed}": [seed] for seed in seeds},
+        "their means": seeds,
+    }.items():
         turn, error, missed = (
-            np.array([row[what] for row in rows if row["seed"] == seed])
+            np.array(
+                [
+                    np.mean([r[what] for r in rows if r["model"] == name and r["seed"] in chosen])
+                    for name in models
+                ]
+            )
             for what in ("turn", "error", "missed")
         )
-        print(f"seed {seed}: rank correlation with the error", end="")
+        print(f"{which}: rank correlation with the error", end="")
         for what, values in {"of the turn": turn, "of how far the value is missed": missed}.items():
             rank, stderr = ranks_agree(values, error)
             print(f", {what} {rank:.3f} ± {stderr:.3f}", end="")
