@@ -77,7 +77,8 @@ class VelocityFromTarget(nnx.Module):
     would come to divide by nothing, the velocity at ``last`` is kept: finite, off by
     :math:`O(1 - \text{last})` on an interval of that length, which moves the flow's end by
     :math:`O((1 - \text{last})^2)`. A larger ``last`` has less of this bias, but an error of the
-    network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both).
+    network is magnified by 1/(1 - s), up to 20 times for 0.95 (chapter 08 shows both). Of a network
+    :math:`g(t, x, c)` with a condition it is the velocity :math:`v(t, x, c)`.
 
     Raises ValueError when ``last`` is not inside (0, 1), or when ``g`` returns another shape than
     ``x``'s.
@@ -88,10 +89,10 @@ class VelocityFromTarget(nnx.Module):
             raise ValueError(f"last must lie inside (0, 1), got {last}")
         self.network, self.last = network, last
 
-    def __call__(self, t: Time, x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+    def __call__(self, t: Time, x: Float[ArrayLike, "..."], *condition: Any) -> Float[Array, "..."]:
         t, x = _sample(t, x)
         s = jnp.minimum(t, self.last)
-        target = self.network(s, x)
+        target = self.network(s, x, *condition)
         _check.shape("the network's prediction", target, x.shape, " (that of x)")
         return (target - x) / (1 - s)
 
@@ -304,11 +305,13 @@ class UNet(nnx.Module):
         channels: Sequence[int] = (48, 96),
         *,
         patch: int = 2,
+        condition: int = 0,
         rngs: nnx.Rngs,
     ) -> "UNet":
         """A fast one for two CPU cores: 2 × 2 patches, two residual blocks a level, low frequencies
         of ``t``."""
-        return cls(shape, channels, patch, blocks=2, time=64, highest=30.0, rngs=rngs)
+        options = dict(blocks=2, time=64, highest=30.0, condition=condition)
+        return cls(shape, channels, patch, **options, rngs=rngs)
 
     def __call__(
         self, t: Time, x: Float[ArrayLike, "..."], condition: Float[ArrayLike, " c"] | None = None

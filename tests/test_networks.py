@@ -303,6 +303,16 @@ def test_unet_sees_time_and_the_whole_image():
     assert float(jnp.abs(jacobian[0, 0, 7, 7])) > 1e-6  # from corner to corner
 
 
+def test_a_target_with_a_condition_is_a_velocity_with_it():
+    """(g(t, x, c) - x) / (1 - t); a network without one is asked without."""
+    x, c = jnp.array([0.3, -1.0]), jnp.array([2.0, 0.5])
+    velocity = networks.VelocityFromTarget(lambda t, x, c: t * x + c)
+    np.testing.assert_allclose(velocity(0.6, x, c), (0.6 * x + c - x) / 0.4, rtol=1e-6)
+    with pytest.raises(ValueError, match="condition must be a vector of 3"):
+        network = networks.UNet.small((4, 4), (4, 8), condition=3, rngs=rngs())
+        networks.VelocityFromTarget(network)(0.6, jnp.ones((4, 4)))
+
+
 @pytest.mark.parametrize("name", ["mlp", "unet"])
 def test_a_condition_is_added_to_the_features_of_time(name):
     def make(condition=0):

@@ -159,6 +159,10 @@ def test_mixed_precisions_meet_in_the_wider_one():
             assert result.dtype == expected
             exact = gaussian.velocity(T, X, *cast(cast(PAIR, law), float))
             np.testing.assert_allclose(result, exact, rtol=1e-5)
+        # the time has no say, and a clock in the wider precision widens nothing
+        narrow = gaussian.velocity(jnp.array(T, jnp.float64), x, *cast(PAIR, jnp.float32))
+        assert narrow.dtype == jnp.float32
+        np.testing.assert_allclose(narrow, exact, rtol=1e-5)
     # lists and integers are numbers of the default precision
     for x in ([0.5, -0.75, 0.25], np.array([1, 0, -1])):
         result = gaussian.velocity(T, x, *cast(PAIR, jnp.bfloat16))

@@ -160,8 +160,8 @@ def test_seconds_are_kept_also_where_the_machine_slows_down(monkeypatch, load):
     assert batch * 2e-3 < 20 / 8 and 64 <= made.samples == made.moments["wiggle"].samples
     assert made.samples < 20 / (load * 2e-3)
     assert (about(made, "budget") == []) == (made.seconds < 22)
-    for name in ("held", "do(b)"):  # a part for each
-        assert made.moments[name].samples >= 16
+    for name in ("held", "do(b)"):  # a part for each, as much as it costs
+        assert made.moments[name].samples > made.samples / 8
     np.testing.assert_allclose(made.moments["wiggle"].matrix, U @ U.T, rtol=0, atol=1e-13)
 
 
@@ -259,6 +259,21 @@ def test_jacobians_that_are_not_finite_are_counted_and_nothing_is_made_up():
     assert made.moments == {} and about(made, "failure")
     with pytest.raises(ValueError, match="no moment to draw"):
         made.plot()
+
+
+def test_scatter_is_that_of_the_latents_asked_for_whose_jacobians_are_finite():
+    """13 of them, 8 at a time; log has no derivative where x is negative."""
+    f = lambda x: jnp.stack([jnp.log(x[0]), x[1] ** 2])  # noqa: E731
+    run = _stream.Run()
+    look = _pilot.look_at(
+        dependence._looked_at(f, (2,), "rows", 1.0, 1, run)[0], KEY, 13, (2,), run
+    )
+    x = np.asarray(look.latents)
+    finite = x[:, 0] > 0
+    assert len(x) == 13 and 2 < finite.sum() < 12
+    rows = np.stack([1 / x[finite, 0], 2 * x[finite, 1]], 1)
+    exact = np.diag((rows**2).mean(0) / look.unit**2)
+    np.testing.assert_allclose(look.scatter.mean, exact, rtol=1e-5, atol=1e-12)
 
 
 def test_rounding_is_seen_where_single_precision_loses_digits():

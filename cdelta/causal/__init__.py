@@ -11,7 +11,7 @@ from cdelta.causal.acyclic import causal_order
 from cdelta.causal.effects import FrameTurn, effect, frame_turn, local_effects
 from cdelta.causal.flows import CausalFlow
 from cdelta.causal.graphs import collider, common_cause, mediator
-from cdelta.causal.images import ImageModel, Noises
+from cdelta.causal.images import ImageModel, Noises, counterfactual_images
 from cdelta.causal.models import NOISE_BOUND, SCM, LinearSCM, Shift
 from cdelta.causal.order import LeafScores, Order, find_order, leaf_scores
 from cdelta.causal.paths import follow, steer
@@ -32,6 +32,7 @@ __all__ = [
     "causal_order",
     "collider",
     "common_cause",
+    "counterfactual_images",
     "effect",
     "find_order",
     "follow",

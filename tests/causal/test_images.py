@@ -185,6 +185,67 @@ def test_what_cannot_be_reached_is_said():
         twice.steer(noises, {0: TO, 1: -TO})
 
 
+SHOWS = np.asarray(jax.random.normal(jax.random.key(5), (D, 2)))
+WERE, THEN = np.asarray(jax.random.normal(jax.random.key(6), (2, N, 2)))
+
+
+def normal(a):
+    """Given its attributes an image is normal: its mean, and the size of its noise."""
+    return (SHOWS @ a).reshape(SHAPE), jnp.exp(0.5 * a[1])
+
+
+def velocity_of_normal(t, x, a):
+    mean, size = normal(a)
+    spread = (1 - t) ** 2 + (t * size) ** 2
+    return mean + (t * size**2 - (1 - t)) / spread * (x - t * mean)
+
+
+def test_an_image_under_other_attributes_keeps_its_noise():
+    """T(ε | a) = m(a) + s(a) ε, in closed form; with attributes exchanged the answer is another."""
+    found = causal.counterfactual_images(
+        velocity_of_normal, IMAGES, WERE, THEN, batch=2, solver="tsit5", rtol=1e-10
+    )
+    (mean, size), (other, wide) = (jax.vmap(normal)(jnp.asarray(a)) for a in (WERE, THEN))
+    noise = (IMAGES - mean) / size[:, None, None]
+    np.testing.assert_allclose(found, other + wide[:, None, None] * noise, rtol=0, atol=1e-8)
+    back = causal.counterfactual_images(
+        velocity_of_normal, found, THEN, WERE, solver="tsit5", rtol=1e-10
+    )
+    np.testing.assert_allclose(back, IMAGES, rtol=0, atol=1e-8)
+    assert np.abs(found - IMAGES).max() > 1
+
+
+def test_attributes_that_stay_leave_the_image_whatever_the_solver():
+    coarse = dict(solver="midpoint", steps=2)
+    same = causal.counterfactual_images(velocity_of_normal, IMAGES, WERE, WERE, **coarse)
+    np.testing.assert_allclose(same, IMAGES, rtol=0, atol=1e-14)
+    # the rest is a picture's own: it is there, and it is added to the other picture
+    flows = [
+        cdelta.Flow(lambda t, x, a=a: velocity_of_normal(t, x, a), **coarse)
+        for a in (WERE[0], THEN[0])
+    ]
+    z = flows[0].inverse(IMAGES[0])
+    rest = IMAGES[0] - flows[0](z)
+    assert np.abs(rest).max() > 1e-3
+    moved = causal.counterfactual_images(velocity_of_normal, IMAGES, WERE, THEN, **coarse)
+    np.testing.assert_allclose(moved[0], flows[1](z) + rest, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("images", "attributes", "others", "message"),
+    [
+        (IMAGES[:0], WERE[:0], THEN[:0], "images must be a stack"),
+        (IMAGES, WERE[:2], THEN, r"attributes must have shape \(5, 2\), a row an image"),
+        (IMAGES, WERE, THEN[:, :1], r"others must have shape \(5, 2\), a row an image"),
+        (IMAGES, WERE[:, 0], THEN[:, 0], "attributes must have shape"),
+        (IMAGES, WERE, np.full_like(THEN, np.nan), "others must be finite"),
+    ],
+)
+def test_attributes_that_are_not_an_images(images, attributes, others, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        causal.counterfactual_images(velocity_of_normal, images, attributes, others)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

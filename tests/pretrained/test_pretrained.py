@@ -25,7 +25,8 @@ def drawn_once():
     plain, kept = Recipe.samples, {}
 
     def kept_samples(recipe, split):
-        what = json.dumps([recipe.data, recipe.data_arguments, recipe.objective, split])
+        what = [recipe.data, recipe.data_arguments, recipe.objective, recipe.given, split]
+        what = json.dumps(what)
         if what not in kept:
             kept[what] = plain(recipe, split)
         return kept[what]
@@ -209,6 +210,31 @@ def test_a_recipe_may_begin_where_another_ended_and_weigh_what_it_watches(monkey
     assert abs(float(training.target_velocity_loss(network, key, x1)) / found - 1) > 0.05
 
 
+def test_a_network_that_is_given_attributes_begins_as_the_one_that_was_not():
+    """Whatever it is given; and what it is given of each face are its logits, twice the
+    attributes."""
+    recipe = dataclasses.replace(
+        RECIPES["faces_given"], data_arguments={"graph": "common_cause", "n": 20}, batch=8
+    )
+    images, logits = recipe.samples("train")
+    faces = samples.sample(jax.random.key(0), 20, samples.model("common_cause"))
+    np.testing.assert_allclose(logits, 2 * faces.attributes, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(images, faces.image)
+    some = dataclasses.replace(recipe, given=recipe.given[2:0:-1])
+    np.testing.assert_array_equal(some.samples("train")[1], logits[:, [2, 1]])
+
+    network, begun = recipe.build(), pretrained.load("faces").network
+    x = jax.random.normal(jax.random.key(1), (64, 64, 3), jnp.float32)
+    for given in logits[:2]:
+        np.testing.assert_array_equal(network(0.4, x, given), begun(0.4, x))
+    trained = recipe.fit(steps=2, progress=False).network  # but it learns to look
+    assert np.abs(trained.c_in.kernel[...]).max() > 0
+    loss, stderr = recipe.held_out_loss(network, repeats=2, batch=2)
+    assert 0 < loss < 1 and stderr > 0
+    again = dataclasses.replace(recipe, start="").build()  # from nothing it looks at once
+    assert np.abs(again.c_in.kernel[...]).max() > 0
+
+
 def test_the_held_out_loss_is_the_mean_over_held_out_rows():
     recipe = tiny()
     network, images = recipe.build(), recipe.samples("held_out")
@@ -334,6 +360,8 @@ def test_trainings_are_those_that_are_there(tmp_path):
     assert [(recipe.seed, recipe.start) for recipe in begun] == [
         (7, "faces"), (8, "faces_1"), (9, "faces_2")
     ]  # fmt: skip
+    for name in pretrained.REPEATS["faces_given"]:
+        assert RECIPES[name].start == name.replace("_given", "")
 
 
 def test_a_recipe_survives_json():
