@@ -237,10 +237,10 @@ def counterfactual_images(
     for name, rows in given.items():
         _check.shape(name, rows, expected, ", a row an image")
         _check.finite(name, rows)
-    velocity, batch = as_pytree(velocity), _check.count("batch", batch)
+    batch, still = _check.count("batch", batch), Flow(_still, **{"unroll": False, **solver})
+    velocity = as_pytree(velocity)
     moved = [
-        _carried(tuple(solver.items()), velocity, *parts)
-        for parts, _ in _parts(batch, images, *given.values())
+        _carried(still, velocity, *parts) for parts, _ in _parts(batch, images, *given.values())
     ]
     return jnp.concatenate(moved)[: len(images)]
 
@@ -293,18 +293,21 @@ def _values_and_rows(
     return jax.vmap(one)(latents, rest)
 
 
+def _still(t: Array, x: Array) -> Array:
+    return jnp.zeros_like(x)
+
+
 def _given(velocity: Callable, attributes: Array, t: Array, x: Array) -> Array:
     return velocity(t, x, attributes)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def _carried(
-    solver: tuple, velocity: Callable, images: Array, attributes: Array, others: Array
+    still: Flow, velocity: Callable, images: Array, attributes: Array, others: Array
 ) -> Array:
     def one(x, a, other):
         as_it_is, then = (
-            Flow(Partial(_given, velocity, c), **{"unroll": False, **dict(solver)})
-            for c in (a, other)
+            dataclasses.replace(still, velocity=Partial(_given, velocity, c)) for c in (a, other)
         )
         z = as_it_is.inverse(x)
         return x + then(z) - as_it_is(z)

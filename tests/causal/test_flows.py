@@ -10,7 +10,7 @@ from jax.scipy.stats import multivariate_normal
 from scipy.stats import ks_2samp, kstest, lognorm
 
 from cdelta import causal
-from cdelta.causal import CausalFlow, Shift, _fitting
+from cdelta.causal import CausalFlow, Shift, _conditional, _fitting, _vectors
 
 # columns not in causal order: 2 -> 0 -> 1, 2 -> 1
 MODEL = causal.LinearSCM(
@@ -115,6 +115,29 @@ def test_a_bent_mechanism_is_learned(bent):
     close((high - low) / (third - first), np.sinh(1.6449) / np.sinh(0.6745), 0.5)
 
 
+@pytest.mark.parametrize("kind", ["feature", "vector"])
+def test_a_velocity_is_in_units_of_the_point_that_moves(kind):
+    """Beyond the normal law's a velocity of x_t, here 1 everywhere, moves u = x_t/s, s² = (1-t)² +
+    t², by the integral of 1/s: √2 arsinh 1 = 1.246 from 0 to 1."""
+    if kind == "feature":
+        zero, one, none = np.zeros(1), np.ones(1), np.zeros((1, 1))
+        nodes = _conditional.untrained(none, zero, one, none, zero, one, (3, 1))
+        piece, given, at = jax.tree.map(lambda a: a[0], nodes), jnp.zeros(1, jnp.float32), ()
+        solve = _conditional
+    else:
+        piece, given, at = _vectors.untrained(2, 1, (3, 1)), jnp.zeros(1, jnp.float32), (2,)
+        solve = _vectors
+    *layers, (weights, offset) = piece.velocity
+    piece = piece._replace(velocity=(*layers, (weights, jnp.ones_like(offset))))
+    start = jnp.full(at, 0.3, jnp.float32)
+    close(solve.play(piece, given, start, 20), 0.3 + np.sqrt(2) * np.arcsinh(1), 1e-5)
+    if kind == "feature":
+        piece, back = piece._replace(own=jnp.ones(1)), (jnp.full(1, 0.3, jnp.float32), 20)
+    else:
+        back = (given, start, 20, False)
+    close(solve.noise(piece, *back)[0], 0.3 - np.sqrt(2) * np.arcsinh(1), 1e-5)
+
+
 def test_a_linear_model_stays_a_linear_regression(flow):
     for layers in (flow.nodes.affine, flow.nodes.velocity):
         share = np.abs(np.asarray(layers[-1][0])).sum((1, 2))
@@ -190,6 +213,11 @@ def test_what_was_set_has_no_noise_and_no_density(flow, samples):
     # p(x | z) of the linear model, at the value that was set
     off = (2.0 - 1.0 - 0.8 * seen[:, 2]) / 0.5
     close(alone, -(off**2) / 2 - np.log(0.5 * np.sqrt(2 * np.pi)), 0.2 + 0.05 * off.max() ** 2)
+    # what is left free has a density of its own: its integral is one
+    z = np.linspace(-8, 4, 1001)
+    line = np.stack([np.full_like(z, 2.0), np.full_like(z, -1.0), z], 1)
+    density = np.exp(flow.do({"x": 2.0, "y": -1.0}).log_prob(line))
+    close(np.trapezoid(density, z), 1, 1e-3)
     with pytest.raises(ValueError, match="agree with the values that interventions have set"):
         fixed.noises(samples[:3])
 

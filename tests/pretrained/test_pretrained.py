@@ -231,6 +231,10 @@ def test_a_network_that_is_given_attributes_begins_as_the_one_that_was_not():
     assert np.abs(trained.c_in.kernel[...]).max() > 0
     loss, stderr = recipe.held_out_loss(network, repeats=2, batch=2)
     assert 0 < loss < 1 and stderr > 0
+    # what the attributes are worth is worth most before a face shows them
+    weight, times = recipe.weight(), (jnp.arange(1000) + 0.5) / 1000
+    np.testing.assert_allclose(weight(0.1), 10 * weight(0.9), rtol=1e-6)
+    assert float(jax.vmap(weight)(times).mean()) == pytest.approx(1, rel=1e-4)
     again = dataclasses.replace(recipe, start="").build()  # from nothing it looks at once
     assert np.abs(again.c_in.kernel[...]).max() > 0
 
