@@ -304,7 +304,7 @@ def test_unet_sees_time_and_the_whole_image():
 
 
 def test_a_target_with_a_condition_is_a_velocity_with_it():
-    """(g(t, x, c) - x) / (1 - t); a network without one is asked without."""
+    """(g(t, x, c) - x) / (1 - t); a network that needs a condition says so."""
     x, c = jnp.array([0.3, -1.0]), jnp.array([2.0, 0.5])
     velocity = networks.VelocityFromTarget(lambda t, x, c: t * x + c)
     np.testing.assert_allclose(velocity(0.6, x, c), (0.6 * x + c - x) / 0.4, rtol=1e-6)

@@ -209,40 +209,48 @@ def counterfactual_images(
     velocity: Callable[[Array, Array, Array], Array],
     images: Float[ArrayLike, "n ..."],
     attributes: Float[ArrayLike, "n k"],
-    others: Float[ArrayLike, "n k"],
+    to: Float[ArrayLike, "n k"],
     batch: int = 8,
     **solver: Any,
 ) -> Float[Array, "n ..."]:
-    r"""Images as they would be with other attributes, by the flow :math:`T(\cdot \mid a)` of images
-    given their attributes: the counterfactual of a node of a causal flow (C12), its noise kept.
+    r"""Images as they would be with the attributes ``to``, by the flow :math:`T(\cdot \mid a)` of
+    an image given its attributes: the counterfactual of a picture as a node (C12), its noise kept.
 
     .. math:: x^* = T\bigl(T^{-1}(x \mid a) \bigm| a^*\bigr) + r, \qquad
         r = x - T\bigl(T^{-1}(x \mid a) \bigm| a\bigr)
 
     with r what numerical solution loses: attributes that stay give the image back, up to rounding.
-    What the data does not say of :math:`x^*` (everything but its attributes) is what straight paths
-    make of it: see the theorem on a node of many numbers, chapter 16.
+    The data identify what :math:`x^*` shows of its attributes, and no more; what else is kept
+    depends on the flow that was learned (chapter 16, the theorem on a node of many numbers).
 
     ``velocity(t, x, a)`` is that of one image, trained on pairs of images and attributes
     (:func:`cdelta.training.loss` with conditions). ``solver`` are options of :class:`cdelta.Flow`:
-    solver, steps, times, rtol. Works through the stack ``batch`` at a time.
+    solver, steps, times, rtol, atol, max_steps. Works through the stack ``batch`` at a time.
 
-    Raises ValueError for an empty stack, attributes that are not one row an image, and values that
-    are not finite.
+    Raises ValueError for an empty stack, attributes that are not one row an image, a batch that is
+    not positive, and where values are not finite: those given, or those that come out.
     """
     images = _stack("images", images)
-    given = {"attributes": attributes, "others": others}
+    given = {"attributes": attributes, "to": to}
     given = {name: _check.as_float(name, rows).astype(images.dtype) for name, rows in given.items()}
     expected = (len(images), *(given["attributes"].shape[1:2] or (1,)))
     for name, rows in given.items():
         _check.shape(name, rows, expected, ", a row an image")
         _check.finite(name, rows)
+    # the options are looked at once; each image puts its velocity in
     batch, still = _check.count("batch", batch), Flow(_still, **{"unroll": False, **solver})
     velocity = as_pytree(velocity)
     moved = [
         _carried(still, velocity, *parts) for parts, _ in _parts(batch, images, *given.values())
     ]
-    return jnp.concatenate(moved)[: len(images)]
+    moved = jnp.concatenate(moved)[: len(images)]
+    bad = np.flatnonzero(~np.isfinite(np.asarray(moved)).reshape(len(moved), -1).all(1))
+    if bad.size:
+        raise ValueError(
+            f"velocity must be finite and the solver must arrive: image {bad[0]} comes out with "
+            "values that are not finite"
+        )
+    return moved
 
 
 def _parts(batch: int, *stacks: Array):
@@ -302,17 +310,15 @@ def _given(velocity: Callable, attributes: Array, t: Array, x: Array) -> Array:
 
 
 @jax.jit
-def _carried(
-    still: Flow, velocity: Callable, images: Array, attributes: Array, others: Array
-) -> Array:
-    def one(x, a, other):
+def _carried(still: Flow, velocity: Callable, images: Array, attributes: Array, to: Array) -> Array:
+    def one(x, *of):
         as_it_is, then = (
-            dataclasses.replace(still, velocity=Partial(_given, velocity, c)) for c in (a, other)
+            dataclasses.replace(still, velocity=Partial(_given, velocity, a)) for a in of
         )
         z = as_it_is.inverse(x)
         return x + then(z) - as_it_is(z)
 
-    return jax.vmap(one)(images, attributes, others)
+    return jax.vmap(one)(images, attributes, to)
 
 
 @functools.partial(jax.jit, static_argnums=0)

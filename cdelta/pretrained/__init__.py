@@ -26,6 +26,7 @@ from scipy.special import logit
 from cdelta import _files, _weights, datasets, networks, quality, training
 
 FOLDER = Path(__file__).parent
+CONDITION = ("c_in.kernel", "c_in.bias")  # the weights with which a network takes a condition in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Recipe:
     ``network`` names a constructor in ``cdelta.networks``, ``objective`` a function in
     ``cdelta.training``, ``data`` a function in ``cdelta.datasets`` that takes ``split``. ``start``
     names a network of this package whose weights it begins with; ``watched`` are attributes of
-    faces whose pixels, and times, the loss weighs more (:meth:`weight`); ``given`` are those whose
-    logits the network is given with each face.
+    faces whose pixels, and times, the loss weighs more (:meth:`weight`); ``given`` are those
+    whose labels' logits are the network's condition.
     """
 
     network: str
@@ -55,16 +56,23 @@ class Recipe:
     given: Sequence[str] = ()
 
     def build(self) -> nnx.Module:
-        """The network before training. One that is given what the one it begins with was not does
-        not look at it yet."""
+        """The network before training. With ``start`` it has its weights; a condition that
+        ``start`` did not have enters with weight 0, so that it begins as the same function.
+
+        Raises ValueError when the weights of ``start`` do not fit.
+        """
         network = _constructor(self.network)(**self.arguments, rngs=nnx.Rngs(self.seed))
         if not self.start:
             return network
         begun = load(self.start)
-        begun = getattr(begun, "network", begun)
-        if self.given and begun.c_in is None:
-            network.c_in.kernel[...] = jnp.zeros_like(network.c_in.kernel[...])
-        nnx.update(network, nnx.state(begun))
+        weights = _weights.leaves(nnx.state(getattr(begun, "network", begun)))
+        own = _weights.leaves(nnx.state(network))
+        added = {path: jnp.zeros_like(own[path]) for path in CONDITION if path in own}
+        difference = _weights.difference(added | weights, own)
+        if difference:
+            raise ValueError(f"start must fit the network that the recipe builds: {difference}")
+        graph, state = nnx.split(network)
+        network = nnx.merge(graph, _weights.filled(state, added | weights))
         network.train()
         return network
 
@@ -99,9 +107,9 @@ class Recipe:
         .. math:: w_p(t) \propto (R_p^2 + .02)\, (1 + 9 \cdot 1[t_0 < t < .6])
 
         with the share :math:`R_p^2` of the pixel's variance that the attributes' labels explain;
-        1 on average. From :math:`t_0 = .2` on an attribute of a face comes to be told from the
-        noise, at the times which pay for three quarters of what a dependence is worth (chapter
-        13). Where it is given it is worth most before, and :math:`t_0 = 0`.
+        1 on average. It is :math:`t_0 = .2`, from where on an attribute of a face comes to be told
+        from the noise, at times which pay for three quarters of what a dependence is worth (chapter
+        13); and 0 where attributes are given, which tell before the noise does.
         """
         images, labels = attrgetter(self.data)(datasets)(split="train", **self.data_arguments)
         share = quality.explained(

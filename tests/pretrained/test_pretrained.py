@@ -210,33 +210,52 @@ def test_a_recipe_may_begin_where_another_ended_and_weigh_what_it_watches(monkey
     assert abs(float(training.target_velocity_loss(network, key, x1)) / found - 1) > 0.05
 
 
-def test_a_network_that_is_given_attributes_begins_as_the_one_that_was_not():
-    """Whatever it is given; and what it is given of each face are its logits, twice the
-    attributes."""
-    recipe = dataclasses.replace(
-        RECIPES["faces_given"], data_arguments={"graph": "common_cause", "n": 20}, batch=8
-    )
-    images, logits = recipe.samples("train")
+@pytest.fixture(scope="module")
+def given(drawn_once):
+    """The recipe of a network that is given attributes, on few faces."""
+    few = {"graph": "common_cause", "n": 20}
+    return dataclasses.replace(RECIPES["faces_given"], data_arguments=few, batch=8)
+
+
+def test_given_are_logits_twice_the_attributes(given):
+    images, logits = given.samples("train")
     faces = samples.sample(jax.random.key(0), 20, samples.model("common_cause"))
     np.testing.assert_allclose(logits, 2 * faces.attributes, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(images, faces.image)
-    some = dataclasses.replace(recipe, given=recipe.given[2:0:-1])
+    some = dataclasses.replace(given, given=given.given[2:0:-1])
     np.testing.assert_array_equal(some.samples("train")[1], logits[:, [2, 1]])
 
-    network, begun = recipe.build(), pretrained.load("faces").network
-    x = jax.random.normal(jax.random.key(1), (64, 64, 3), jnp.float32)
-    for given in logits[:2]:
-        np.testing.assert_array_equal(network(0.4, x, given), begun(0.4, x))
-    trained = recipe.fit(steps=2, progress=False).network  # but it learns to look
-    assert np.abs(trained.c_in.kernel[...]).max() > 0
-    loss, stderr = recipe.held_out_loss(network, repeats=2, batch=2)
-    assert 0 < loss < 1 and stderr > 0
-    # what the attributes are worth is worth most before a face shows them
-    weight, times = recipe.weight(), (jnp.arange(1000) + 0.5) / 1000
+    # they are also weighed before t = .2
+    weight, times = given.weight(), (jnp.arange(1000) + 0.5) / 1000
     np.testing.assert_allclose(weight(0.1), 10 * weight(0.9), rtol=1e-6)
     assert float(jax.vmap(weight)(times).mean()) == pytest.approx(1, rel=1e-4)
-    again = dataclasses.replace(recipe, start="").build()  # from nothing it looks at once
-    assert np.abs(again.c_in.kernel[...]).max() > 0
+
+
+def test_a_network_that_is_given_attributes_begins_as_the_one_that_was_not(given, tmp_path):
+    """Whatever it is given; it learns to use it, and an interrupted training goes on."""
+    one, other, *_ = given.samples("train")[1]
+    network, begun = given.build(), pretrained.load("faces").network
+    x = jax.random.normal(jax.random.key(1), (64, 64, 3), jnp.float32)
+    for logits in (one, other):
+        np.testing.assert_array_equal(network(0.4, x, logits), begun(0.4, x))
+    # it is the network that was interrupted, and not another, that goes on
+    options = dict(checkpoints=tmp_path, every=1, progress=False)
+    given.fit(steps=2, **options)
+    trained, whole = given.fit(steps=3, **options), given.fit(steps=3, progress=False)
+    for a, b in zip(weights(trained.network), weights(whole.network), strict=True):
+        np.testing.assert_array_equal(a, b)
+    learned = trained.network
+    assert np.abs(learned(0.4, x, one) - learned(0.4, x, other)).max() > 0
+    fresh = dataclasses.replace(given, start="").build()  # from nothing it uses it at once
+    assert np.abs(fresh.c_in.kernel[...]).max() > 0
+
+
+def test_a_start_that_does_not_fit_is_refused_before_training(given):
+    for arguments in ({"channels": (8, 16)}, {"condition": 0}):
+        other = dataclasses.replace(given, arguments={**given.arguments, **arguments})
+        start = "faces" if "channels" in arguments else "faces_given"
+        with pytest.raises(ValueError, match="start must fit the network that the recipe builds"):
+            dataclasses.replace(other, start=start).build()
 
 
 def test_the_held_out_loss_is_the_mean_over_held_out_rows():
