@@ -210,9 +210,13 @@ def test_what_is_measured_is_what_is_written():
     axes[0].set_ylabel("a label")
     axes[0].add_artist(plt.Rectangle((0, 0), 1, 1, transform=axes[0].transAxes, gid="ground"))
     raw = []
+    for _ in range(2):
+        fig.draw_without_rendering()
+    measured = axes[0].bbox.x0 * 72 / fig.dpi
     svg, _ = page.drawn(fig, "a", "c", edit=lambda written: raw.append(written) or written)
     ground = raw[0].partition('id="ground"')[2].partition("/>")[0]
     edge = min(map(float, re.findall(r"[ML] ([\d.]+) ", ground)))
+    assert abs(edge - measured) < 1e-3
     strips = re.findall(r'<svg x="0.0"[^>]* viewBox="([\d.]+) [\d.]+ ([\d.]+)', svg)
     assert len(strips) == 2
     for left, width in strips:
