@@ -48,6 +48,7 @@ LOSSES = {
     ),
 }
 
+TRAININGS = ("faces", "faces_1", "faces_2")  # of 6000 faces: how far trainings differ by themselves
 SIZES = {f"faces, of {n}": n for n in (30_000, 1_000)}
 
 
@@ -56,12 +57,17 @@ def main():
     steps = [int(k) for k in os.environ.get("STEPS", usual).split()]
     for k in steps:
         keep("collider", k, partial(learned, k), FROM_NOTHING)
-    keep("faces", 0, lambda: pretrained.load("faces").network, FACES)
+    for name in TRAININGS:
+        keep(name, 0, lambda name=name: pretrained.load(name).network, FACES)
     for name, recipe in LOSSES.items():
         keep(name, EVERY, lambda recipe=recipe: recipe.fit(progress=False).network, FACES)
     for name, n in SIZES.items():
         keep(name, FACES.steps, partial(of_size, n), FACES)
-    done = [("faces", 0), *((n, EVERY) for n in LOSSES), *((n, FACES.steps) for n in SIZES)]
+    done = [
+        *((n, 0) for n in TRAININGS),
+        *((n, EVERY) for n in LOSSES),
+        *((n, FACES.steps) for n in SIZES),
+    ]
     report([("collider", k) for k in steps] + done)
 
 
