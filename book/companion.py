@@ -59,27 +59,43 @@ VERDICTS = {
 def verdict(claim: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """What the records say about a claim.
 
-    Checks must pass. The verdict then follows from the claim's deciding measurements. A claim says
-    all of them at once: it holds where all hold, and where one fails it is false as stated,
-    whatever is undecided beside it. Then it is corrected, or, where another part of it holds, true
-    in part. Where none fails and none holds they do not tell. Where no decision was needed (a
-    theorem), the checks are of the statement itself. A claim without any record is open, or was not
-    run here; it never passes.
+    Checks must pass. The verdict then follows from the claim's deciding measurements: all that were
+    decided under its id, or, where it names them, these and no others, each of which is needed. A
+    claim says all of them at once: it holds where all hold, and where one fails it is false as
+    stated, whatever is undecided beside it. Then it is corrected, or, where another part of it
+    holds, true in part. Where none fails and none holds they do not tell. Where no decision was
+    needed (a theorem), the checks are of the statement itself. A claim without any record is open,
+    or was not run here; it never passes.
     """
     if not records:
         return "not run here" if claim.get("not_run") else "open"
     checks = [record for record in records if "outcome" not in record]
     if not all(record["passed"] for record in checks):
         return "missed"
-    outcomes = {record["outcome"] for record in records if "outcome" in record}
-    measured = {record["quantity"] for record in records}
-    if not set(claim.get("decided_by", ())) <= measured:
+    outcomes = {record["outcome"] for record in records if decides(claim, record)}
+    if unmeasured(claim, records):
         outcomes.add("undecided")
     if outcomes <= {"holds"}:
         return "reproduced" if claim["origin"] == "paper" else "derived"
     if "holds" in outcomes:
         return "in part"
     return "corrected" if "fails" in outcomes else "undecided"
+
+
+def decides(claim: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether the claim's verdict hangs on this record, or it was only measured beside it."""
+    named = tuple(claim.get("decided_by", ("",)))
+    return "outcome" in record and record["quantity"].startswith(named)
+
+
+def unmeasured(claim: dict[str, Any], records: list[dict[str, Any]]) -> list[str]:
+    """What the claim names as deciding and no decision was made of."""
+    made = [record["quantity"] for record in records if "outcome" in record]
+    return [
+        name
+        for name in claim.get("decided_by", ())
+        if not any(quantity.startswith(name) for quantity in made)
+    ]
 
 
 def scorecard(
@@ -162,7 +178,8 @@ def entry(
     if claim.get("not_run"):
         lines += [f"Not run here: {claim['not_run']}.", ""]
     if records:
-        lines += [f":::{{dropdown}} {summary(records)}", *map(measurement, records), ":::"]
+        measured = (measurement(claim, record) for record in records)
+        lines += [f":::{{dropdown}} {summary(records)}", *measured, ":::"]
     return [*lines, "::::", ""]
 
 
@@ -176,14 +193,17 @@ def summary(records: list[dict[str, Any]]) -> str:
     return f"{len(records)} measurement{'s' if len(records) > 1 else ''}: {parts}"
 
 
-def measurement(record: dict[str, Any]) -> str:
-    """A record as an item of a list: quantity, value, bound, and what should fail beside it."""
+def measurement(claim: dict[str, Any], record: dict[str, Any]) -> str:
+    """A record as an item of a list: quantity, value, bound, whether the claim hangs on it, and
+    what should fail beside it."""
     bound = record["bound"]
     low, high = bound if isinstance(bound, list) else (None, bound)
     measured = ledger.describe(record["value"], record["stderr"])
     asked = ledger.describe_bound(low, high)
     if "outcome" in record:
         asked = f"asked {asked}: **{record['outcome']}**"
+        if not decides(claim, record):
+            asked += ", which does not decide the claim"
     elif not record["passed"]:
         asked += " **missed**"
     lines = [f"- {escape(record['quantity'])}: [{measured}]{{.cd-number}} {asked}"]
@@ -363,6 +383,11 @@ def prepare(app: Sphinx, config: Any) -> None:
                 record["claim"],
                 record["quantity"],
             )
+    for claim_id, claim in claims.items():
+        found = of_claim(claim_id, records, pages)
+        if any(record["notebook"][:2] == claim["chapter"] for record in found):
+            for name in unmeasured(claim, found):
+                LOGGER.warning("%s is decided by %s, of which nothing was decided", claim_id, name)
     write_if_changed(folder / "scorecard.md", scorecard(claims, records, pages))
     write_if_changed(folder / "evidence.md", evidence(claims))
     shown = {name: runs[name] for name in pages}

@@ -228,7 +228,11 @@ def _about_orders(
     found = []
     for i, order, error in zip(chosen, orders, errors, strict=True):
         bends = order - 2 * error > 1 + 1e-3
-        says = f"its wiggles overstate its variance {order:.3g} times" if bends else "as affine"
+        says = (
+            f"its wiggles overstate its variance {order:.3g} times"
+            if bends
+            else "not told from an affine one"
+        )
         text = f"{_called(labels, i)} has mean order {describe(order, error)}: {says}."
         found.append(Finding(text, "order", order, error))
     if len(found) > _PAIRS:  # the most bent ones

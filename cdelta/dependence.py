@@ -538,9 +538,10 @@ def do_moment(
     of the gradient of k once the span of its parents' is taken out, and m the *effect* of k on
     every feature (:func:`cdelta.causal.effect`). :func:`held_moment` takes the *regression* on k
     instead, :math:`J a/\|a\|^2`: the two agree exactly where k has no cause among the features. In
-    a linear structural model it is the covariance under do(k) of any constant. Any set of features
-    that satisfies the back-door criterion for (k, i) serves as parents for the effect on i; all
-    features before k do.
+    a linear structural model it is the covariance under do(k) of any constant. At a latent
+    the model is a linear one with normal noises, where adjusting for a set of features that
+    satisfies the back-door criterion for (k, i) is a regression (Pearl, Causality, theorem 3.3.2):
+    any such set serves as parents for the effect on i; all features before k do.
 
     On a learned flow this is an intervention only as far as its frame does not turn
     (:func:`cdelta.causal.frame_turn`, C11).

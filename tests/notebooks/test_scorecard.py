@@ -198,8 +198,21 @@ def test_a_claim_is_undecided_without_the_measurement_that_it_names():
     assert companion.verdict(claim, [PASSED]) == "undecided"
     assert companion.verdict(claim, [PASSED, HOLDS]) == "reproduced"
     assert companion.verdict(claim, [PASSED, FAILS]) == "corrected"
-    assert companion.verdict(claim, [PASSED, decided("holds", "another")]) == "in part"
-    assert companion.verdict(claim, [PASSED, decided("fails", "another")]) == "corrected"
+    assert companion.verdict(claim, [record("E5", quantity="an agreement")]) == "undecided"
+    # what was decided beside it neither makes it true nor false
+    for outcome in ("holds", "fails"):
+        beside = decided(outcome, "another")
+        assert companion.verdict(claim, [PASSED, beside]) == "undecided"
+        assert companion.verdict(claim, [PASSED, HOLDS, beside]) == "reproduced"
+        assert companion.verdict(claim, [PASSED, FAILS, beside]) == "corrected"
+
+
+def test_what_does_not_decide_a_claim_says_so():
+    claims = {"E5": CLAIMS["E5"] | {"decided_by": ["an agreement"]}}
+    records = [decided("fails", "an agreement, mean"), decided("holds", "another"), PASSED]
+    text = companion.scorecard(claims, [r | {"claim": "E5"} for r in records], {"01_a": "A"})
+    said = ", which does not decide the claim"
+    assert text.count(said) == 1 and re.search(rf"another: .*: \*\*holds\*\*{said}", text)
 
 
 def test_a_verdict_is_one_of_six():
@@ -264,7 +277,8 @@ def test_scorecard_shows_what_was_decided_and_beside_what():
     decision = record(
         "E5", 0.65, bound=[0.8, None], stderr=0.02, passed=False, outcome="fails", null=null
     )
-    row = rows(companion.scorecard(CLAIMS, [decision], {"01_a": "A"}))["E5"]
+    claims = CLAIMS | {"E5": CLAIMS["E5"] | {"decided_by": ["an error"]}}
+    row = rows(companion.scorecard(claims, [decision], {"01_a": "A"}))["E5"]
     assert "an error: [0.650 ± 0.020]{.cd-number} asked ≥ 0.8: **fails**" in row
     assert "beside it, another digit: [0.520 ± 0.031]{.cd-number}" in row
     assert "[corrected]" in row and "missed" not in row
