@@ -1,11 +1,11 @@
 """What a kernel runs first: a warning of NumPy's about numbers, in the chapter or in cdelta,
-becomes an error, which stops the build. At its end the kernel writes the seconds that XLA compiled
-into the file that ``CDELTA_COMPILING`` names. Programs that are kept from earlier runs count with
-the time it takes to read them."""
+becomes an error, which stops the build. After each cell the kernel writes the seconds that XLA has
+compiled into the file that ``CDELTA_COMPILING`` names (not at its end: a kernel that takes long to
+end is killed). Programs that are kept from earlier runs count with the time it takes to read
+them."""
 
 
 def _listen(shell):
-    import atexit
     import os
     import sys
     import warnings
@@ -23,8 +23,11 @@ def _listen(shell):
             shell.events.unregister("post_run_cell", look)
             sys.modules["jax"].monitoring.register_event_duration_secs_listener(heard)
 
+    def tell(*_):
+        Path(os.environ["CDELTA_COMPILING"]).write_text(f"{sum(seconds):.2f}")
+
     shell.events.register("post_run_cell", look)
-    atexit.register(lambda: Path(os.environ["CDELTA_COMPILING"]).write_text(f"{sum(seconds):.2f}"))
+    shell.events.register("post_run_cell", tell)
 
 
 _listen(get_ipython())  # noqa: F821
