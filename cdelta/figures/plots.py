@@ -2,7 +2,7 @@
 maps of the plane."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Polygon
 from matplotlib.quiver import Quiver
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
 from cdelta.figures.style import BLUE, DIVERGING, PAPER, SEQUENTIAL, SMALLEST
@@ -230,11 +231,15 @@ def blocks(mask: ArrayLike) -> np.ndarray:
 
 def letter(*axes: Axes) -> None:
     """Write a, b, c … over the upper left corners of a figure's panels, so that its caption can
-    name them: on a phone they stand one under the other, and none is left or right."""
+    name them: on a phone they stand one under the other, and none is left or right.
+
+    The panels of a row then begin at one height: one that keeps its shape and is lower than the
+    others stands at their top."""
     if not 1 < len(axes) <= 26:
         raise ValueError(f"axes must be 2 to 26 panels to tell apart, got {len(axes)}")
     for name, ax in zip("abcdefghijklmnopqrstuvwxyz", axes, strict=False):
         ax.set_title(name, loc="left", fontweight="bold")
+        ax.set_anchor("N")
 
 
 def square(reach: float | int, n: int) -> np.ndarray:
@@ -260,13 +265,30 @@ def heat(ax: Axes, values: ArrayLike, reach: float | int, **options: Any) -> Axe
 
 
 def colorbar(image: AxesImage, ax: Any, **options: Any) -> mpl.colorbar.Colorbar:
-    """A thin colour bar without a frame, its colours one small picture."""
+    """A thin colour bar without a frame, its colours one small picture; beside the panels ``ax``,
+    or below them."""
     bar = image.get_figure().colorbar(
         image, ax=ax, **{"shrink": 0.8, "aspect": 25, "pad": 0.02, **options}
     )
     bar.outline.set_visible(False)
     bar.solids.set_rasterized(True)
+    if bar.orientation == "vertical":
+        bar.ax.set_axes_locator(_beside(list(np.ravel(ax)), bar.ax.get_axes_locator()))
     return bar
+
+
+def _beside(panels: Sequence[Axes], place: Callable[[Axes, Any], Bbox]) -> Callable:
+    """Where a colour bar stands: at the height of its panels, and not of the room that the layout
+    gave them, of which they take a part if they keep their shape."""
+
+    def height(original: bool) -> float:
+        box = Bbox.union([panel.get_position(original) for panel in panels])
+        return (box.y0 + box.y1) / 2
+
+    def moved(bar: Axes, renderer: Any) -> Bbox:
+        return place(bar, renderer).translated(0, height(False) - height(True))
+
+    return moved
 
 
 def ellipse_points(

@@ -124,6 +124,21 @@ def test_panels_have_letters_beside_their_titles():
         assert ax._left_title.get_window_extent().x0 == pytest.approx(ax.bbox.x0, abs=1)
 
 
+def test_panels_with_letters_begin_at_one_height_and_a_colour_bar_is_beside_its_map():
+    fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.7))
+    axes[0].set(aspect="equal", xlim=(0, 1), ylim=(0, 0.5))
+    bar = figures.colorbar(figures.heat(axes[1], np.arange(4.0), 1), axes[1])
+    figures.letter(*axes)
+    fig.draw_without_rendering()
+    fig.draw_without_rendering()
+    tops = [ax.get_position().y1 for ax in axes]
+    assert tops == pytest.approx([tops[0]] * 3)
+    lows = [ax.get_position().y0 for ax in axes]
+    assert lows[0] > lows[1] + 0.1 and lows[1] > lows[2] + 0.1  # each keeps its shape
+    middles = [np.mean(ax.get_position().intervaly) for ax in (axes[1], bar.ax)]
+    assert middles[0] == pytest.approx(middles[1])
+
+
 def test_one_panel_needs_no_letter():
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="2 to 26 panels"):

@@ -6,15 +6,15 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 
 from cdelta import figures
 from cdelta.figures.style import LINES_ONLY, THEMED
-from tests.figures.samples import PALETTE, everything, style_colours
+from tests.figures.samples import PALETTE, STYLE, everything, style_colours
 
 
 def luminance(color):
-    channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    channels = np.array(to_rgb(color))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
 
@@ -57,6 +57,27 @@ def test_a_sign_is_a_hue_a_size_an_opacity_and_zero_the_page():
     ):  # fmt: skip
         for place, (hue, opacity) in ends.items():
             np.testing.assert_allclose(colours(place), to_rgba(hue, opacity), atol=0.01)
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_a_faint_value_is_seen_on_a_dark_page_and_a_larger_one_is_lighter(end):
+    """As a browser composes what the style sheet's filter makes of a heat map."""
+    number = r"([\d.]+)"
+    numbers = re.search(
+        rf"--cd-raster: contrast\({number}\) brightness\({number}\) "
+        rf"drop-shadow\(0 0 0 rgb\(255 255 255 / {number}\)\);",
+        STYLE.read_text("utf-8"),
+    )
+    contrast, brightness, light = map(float, numbers.groups())
+    page, found = np.array(to_rgb(style_colours("dark")["--cd-paper"])), []
+    for size in np.linspace(0, 1, 21):
+        *color, opacity = figures.DIVERGING(0.5 + (end - 0.5) * size)
+        color = np.clip(brightness * (contrast * (np.array(color) - 0.5) + 0.5), 0, 1)
+        behind = light * opacity + (1 - light * opacity) * page
+        found.append(luminance(opacity * color + (1 - opacity) * behind))
+    assert found[0] == pytest.approx(luminance(page), abs=1e-3)
+    assert (np.diff(found) > 0).all()
+    assert (found[3] + 0.05) / (found[0] + 0.05) > 1.5  # a size of 0.15
 
 
 def test_a_colour_has_one_name_which_the_style_sheet_gives_it():

@@ -5,13 +5,16 @@ Needs a Chromium and the book: that of `make book`, or the one whose folder ``CD
 Without either it fails, it does not skip.
 """
 
+import functools
 import json
 import os
 import re
 import shutil
 
+import finish
 import nbformat
 import pytest
+import yaml
 
 from tests import ROOT
 from tests.notebooks import again, pages
@@ -352,14 +355,27 @@ def test_icons_are_loaded_once(book):
     assert [page for page in loading if page.parts[0] != "_static"] == []  # the theme's own parts
 
 
-def test_a_theorem_and_its_claim_lead_to_each_other(book):
-    for claim, label in (("t7", "thm-T7"), ("c3", "thm-C3")):
-        scorecard = (book / "book/scorecard.html").read_text("utf-8")
-        entry = scorecard.partition(f'id="claim-{claim}"')[2].partition('id="claim-')[0]
-        page, anchor = re.search(rf'href="(executed/\w+\.html)#({label})"', entry, re.I).groups()
-        chapter = (book / "book" / page).read_text("utf-8")
-        theorem = chapter.partition(f'id="{anchor}"')[2].partition("</p>")[0]
-        assert f'href="../scorecard.html#claim-{claim}"' in theorem
+def test_a_theorem_or_section_and_its_claims_lead_to_each_other(book):
+    scorecard = (book / "book/scorecard.html").read_text("utf-8")
+    claims = yaml.safe_load((ROOT / "book/claims.yml").read_text("utf-8"))
+    read = functools.cache(lambda page: (book / "book" / page).read_text("utf-8"))
+    alone = []
+    for claim_id, claim in claims.items():
+        if not (label := claim.get("theorem")):
+            continue
+        claim = finish.anchor(claim_id)
+        entry = scorecard.partition(f'id="{claim}"')[2].partition('id="claim-')[0]
+        found = re.search(rf'href="(executed/\w+\.html)#({label})"', entry, re.I)
+        if found is None:
+            alone.append(f"{claim_id} does not lead to {label}")
+            continue
+        page, anchor = found.groups()
+        stated = read(page).partition(f'id="{anchor}"')[2]
+        # a theorem's title, or what follows a section's heading
+        links = stated.partition("</p>")[0].rpartition("</h")[2]
+        if f'href="../scorecard.html#{claim}"' not in links:
+            alone.append(f"{label} in {page} does not lead to {claim_id}")
+    assert not alone, "\n".join(alone)
 
 
 def test_preview_of_a_formula_appears(book, tab):
