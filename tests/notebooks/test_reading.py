@@ -5,6 +5,7 @@ Heights are estimated from the source, in pixels of a page 1280 wide, as a brows
 about a tenth: nothing has to be executed.
 """
 
+import ast
 import re
 
 import execute
@@ -108,6 +109,27 @@ def test_a_fold_says_what_it_holds(name):
         said = execute.title(cell) or ""
         assert len(said) >= 5, cell.source[:60]
         assert not re.search(r"[{}\\]|…$|and \d+ more", said)  # the theme formats it
+
+
+def shows_a_verdict(source):
+    """Whether a cell's value is the word that a decision returns: a page would print it below the
+    decision's own line."""
+    last = ast.parse(source).body[-1:]
+    value = last[0].value if last and isinstance(last[0], ast.Expr) else None
+    return isinstance(value, ast.Call) and ast.unparse(value.func) == "ledger.decide"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_no_cell_shows_a_verdict_as_its_value(name):
+    assert [c.source[:60] for c in code_of(name) if shows_a_verdict(c.source)] == []
+
+
+def test_which_cells_show_a_verdict():
+    decided = 'ledger.decide(\n    "C8", "share", 0.1, 0.5,\n)'
+    assert shows_a_verdict(decided) and shows_a_verdict(f"x = 1\n{decided}  # of one")
+    indented = decided.replace("\n", "\n    ")
+    for quiet in (f"_ = {decided}", f"{decided}\nx = 1", f"for _ in range(2):\n    {indented}", ""):
+        assert not shows_a_verdict(quiet)
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
