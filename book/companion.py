@@ -184,11 +184,13 @@ def entry(
 
 
 def summary(records: list[dict[str, Any]]) -> str:
-    """What the fold holds: "3 measurements: 2 hold, 1 fails"."""
+    """What the fold holds, always in one order: "3 measurements: 1 fails, 2 hold"."""
     counts = Counter(record.get("outcome", "checked") for record in records)
-    said = {"holds": "hold", "fails": "fail"}
+    said = {"fails": "fail", "undecided": "undecided", "holds": "hold", "checked": "checked"}
     parts = ", ".join(
-        f"{count} {said.get(name, name) if count > 1 else name}" for name, count in counts.items()
+        f"{count} {many if count > 1 else one}"
+        for one, many in said.items()
+        if (count := counts[one])
     )
     return f"{len(records)} measurement{'s' if len(records) > 1 else ''}: {parts}"
 
@@ -225,7 +227,8 @@ def trail(claim_id: str, claim: dict[str, Any]) -> list[str]:
     if function := claim.get("function"):
         found.append(f"{{py:obj}}`{function}`")
     if claim.get("test"):
-        found.append(f"[its test](#{anchor_of_test(claim_id)})")
+        # by name: a list of links tells them apart
+        found.append(f"[test of {claim_id}](#{anchor_of_test(claim_id)})")
     return found
 
 

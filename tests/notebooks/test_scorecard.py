@@ -268,8 +268,24 @@ def test_every_claim_is_a_square_that_leads_to_it():
 def test_measurements_of_a_claim_are_in_a_fold_that_says_how_they_went():
     records = [PASSED, HOLDS | {"claim": "T1"}, FAILS | {"claim": "T1"}, FAILS | {"claim": "T1"}]
     row = rows(companion.scorecard(CLAIMS, records, {"01_a": "A"}))["T1"]
-    assert ":::{dropdown} 4 measurements: 1 checked, 1 holds, 2 fail\n- an error: " in row
+    assert ":::{dropdown} 4 measurements: 2 fail, 1 holds, 1 checked\n- an error: " in row
     assert row.index("dropdown") < row.index("an error") < row.index("\n:::\n")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_fold_counts_in_one_order_whatever_came_first(turned):
+    records = [PASSED, HOLDS, UNDECIDED, PASSED, HOLDS, FAILS, UNDECIDED, FAILS, PASSED]
+    said = "9 measurements: 2 fail, 2 undecided, 2 hold, 3 checked"
+    assert companion.summary(records[::-1] if turned else records) == said
+    assert companion.summary([PASSED]) == "1 measurement: 1 checked"
+    assert companion.summary([HOLDS, FAILS]) == "2 measurements: 1 fails, 1 holds"
+
+
+def test_every_link_to_a_test_says_of_which_claim():
+    text = companion.scorecard(CLAIMS, [], {})
+    named = re.findall(r"\[test of (\S+)\]\(#(\S+)\)", text)
+    assert sorted(claim for claim, _ in named) == sorted(k for k in CLAIMS if "test" in CLAIMS[k])
+    assert all(anchor == companion.anchor_of_test(claim) for claim, anchor in named)
 
 
 def test_scorecard_shows_what_was_decided_and_beside_what():
@@ -295,7 +311,7 @@ def test_scorecard_leads_from_a_claim_to_theorem_function_and_test():
         "E5": {**CLAIMS["E5"], **shown, "theorem": "a-section"},
     }
     found = rows(companion.scorecard(claims, [], {}))
-    links = "{py:obj}`cdelta.gaussian.velocity` · [its test](#test-c3-prime)"
+    links = "{py:obj}`cdelta.gaussian.velocity` · [test of C3'](#test-c3-prime)"
     assert f"{{prf:ref}}`thm-a` · {links}" in found["C3'"]
     assert "[](#a-section) · " in found["E5"]
     page = companion.evidence(claims)
