@@ -30,7 +30,7 @@
   }
 
   // formulas are broken by meaning, or set a little smaller: none scrolls
-  for (const formula of article.querySelectorAll("mjx-container[display]"))
+  for (const formula of article.querySelectorAll("mjx-container"))
     if (shown(formula) && formula.scrollWidth - formula.clientWidth > 1)
       say("wide formula", `by ${formula.scrollWidth - formula.clientWidth} px: ${formula.closest("section, div.proof")?.id} ${formula.parentElement.id}`);
 

@@ -91,6 +91,10 @@ BROKEN = {
         f'{ON_PAPER}<details><summary>Proof</summary><p class="math">\\[{"x + " * 16} y\\]</p>'
         "</details>"
     ),
+    "wide formula: in a line": (
+        "<style>mjx-container {display: inline-block; max-width: 100%; overflow-x: auto}</style>"
+        f'<p>It is <span class="math">\\({"x + " * 16} y\\)</span></p>'
+    ),
     "wide formula: of a docstring": (
         '<dl class="py function"><dt class="sig">f()</dt><dd><p class="math">'
         f"\\[{'x + ' * 16} y\\]</p></dd></dl>"
