@@ -55,8 +55,9 @@
   // panels that stand one under the other are neither left nor right: they have titles or letters
   for (const figure of article.querySelectorAll("figure:has(.cd-panels)")) {
     const caption = figure.querySelector("figcaption"), side = /(?:^|[.:;,] )(?:Left|Right|Middle|Centre)\b|\((?:left|right|middle)\b|\b(?:left|right|middle)\)/;
-    if (caption && figure.querySelectorAll(".cd-panel").length > 1 && side.test(caption.textContent))
-      say("side named", caption.textContent);
+    const words = [...figure.querySelectorAll("[aria-label]")].map(e => e.getAttribute("aria-label")).concat(caption?.textContent ?? "");
+    if (figure.querySelectorAll(".cd-panel").length > 1 && words.some(text => side.test(text)))
+      say("side named", caption?.textContent ?? words[0]);
   }
   // matplotlib writes text as outlines, a hundred units to the size of a letter, upside down; a window shows another drawing's
   const LEGIBLE = 9, sized = /scale\(([\d.]+) -[\d.]+\)/;

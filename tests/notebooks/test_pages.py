@@ -122,6 +122,11 @@ BROKEN = {
         'width="9" height="9"/><svg class="cd-panel" role="img" aria-label="two" width="9" '
         'height="9"/></div><figcaption>Dots. Left: one.</figcaption></figure>'
     ),
+    "side named: to who does not see": (
+        '<figure><div class="cd-panels"><svg class="cd-panel" role="img" aria-label="Left, one" '
+        'width="9" height="9"/><svg class="cd-panel" role="img" aria-label="two" width="9" '
+        'height="9"/></div><figcaption>Dots.</figcaption></figure>'
+    ),
     "small text": f'<figure><div class="cd-canvas">{drawing(LETTERS, "100%")}</div></figure>',
     "small text: in a window": (
         f'<figure><div class="cd-canvas cd-panels">{drawing(LETTERS, "1px", name="one-whole")}'
