@@ -169,10 +169,9 @@ class Sums:
             ),
         )
 
-    def velocities(self) -> tuple[WaveVelocity, list[WaveVelocity]]:
-        """From all samples, and from all but each of the groups, with the ridges that lose least on
-        groups held out."""
-        ridge, groups = self._ridge(), np.arange(len(self.counts))
+    def velocities(self, ridge: Float[np.ndarray, " d"]) -> tuple[WaveVelocity, list[WaveVelocity]]:
+        """From all samples, and from all but each of the groups, with a ridge a feature."""
+        groups = np.arange(len(self.counts))
         normal = self._normal(groups >= 0)
         solver = _Solver(normal)
         weights = solver(normal.right, ridge)
@@ -189,16 +188,23 @@ class Sums:
         constant = normal.mean - self.t * linear @ normal.mean - normal.waves @ weights
         return WaveVelocity(constant, linear, weights, *self.waves)
 
-    def _ridge(self) -> Float[np.ndarray, " d"]:
-        fold = np.arange(len(self.counts)) % _FOLDS
-        losses = np.zeros((len(RIDGES), self.waves.frequencies.shape[1]))
+    def ridge(self) -> Float[np.ndarray, " d"]:
+        """A feature's ridge: the largest that on groups held out loses no more than the best one
+        by a standard error of the difference. The best itself bends straight features by chance."""
+        groups = np.arange(len(self.counts))
+        losses = np.zeros((len(groups), len(RIDGES), self.waves.frequencies.shape[1]))
         for held in range(_FOLDS):
-            own, other = self._normal(fold != held), self._normal(fold == held)
+            own = self._normal(groups % _FOLDS != held)
             solver = _Solver(own)
-            for number, ridge in enumerate(RIDGES):
-                weights = solver(own.right, ridge)
-                losses[number] += ((other.gram @ weights - 2 * other.right) * weights).sum(0)
-        return RIDGES[losses.argmin(0)]
+            weights = [solver(own.right, ridge) for ridge in RIDGES]
+            for group in groups[groups % _FOLDS == held]:
+                other = self._normal(groups == group)
+                losses[group] = [((other.gram @ w - 2 * other.right) * w).sum(0) for w in weights]
+        best = losses.mean(0).argmin(0)
+        beyond = losses - np.take_along_axis(losses, best[None, None], 1)
+        error = beyond.std(0, ddof=1) / np.sqrt(len(groups))
+        near = beyond.mean(0) <= error
+        return np.where(near, RIDGES[:, None], 0).max(0)
 
     def _normal(self, kept: np.ndarray) -> _Normal:
         t, s = self.t, 1 - self.t

@@ -37,7 +37,8 @@ def local_effects(
 
     Raises ValueError when order names a feature twice or one that is not there, there are more
     features than latent dimensions, or a row depends linearly on those before it (a saturated
-    feature's row is 0).
+    feature's row is 0). Where values are traced (``jit``, ``vmap``), NaN stands for such a row and
+    for those after it.
     """
     rows = _check.as_float("rows", rows)
     if rows.ndim < 2:
@@ -55,15 +56,16 @@ def local_effects(
     # in units of their size: squares of large or small gradients would leave single precision
     flat, unit = dependence._in_units(flat.astype(working(rows.dtype)))
     q, r = jnp.linalg.qr(flat.T)  # Jᵀ = q r, so J = rᵀ qᵀ
-    if _check.concrete(flat):
-        lengths = np.linalg.norm(np.asarray(flat), axis=1)
-        dependent = np.abs(np.diag(np.asarray(r))) <= 10 * jnp.finfo(rows.dtype).eps * lengths
-        # only the first one is sure: those after it were made orthogonal to an arbitrary vector
-        if dependent.any():
-            bad = order[int(dependent.argmax())]
-            raise ValueError(
-                f"rows must be linearly independent; feature {bad} adds nothing to those before it"
-            )
+    lengths = jnp.linalg.norm(flat, axis=1)
+    dependent = jnp.abs(jnp.diag(r)) <= 10 * jnp.finfo(rows.dtype).eps * lengths
+    if _check.concrete(dependent) and dependent.any():
+        bad = order[int(dependent.argmax())]
+        raise ValueError(
+            f"rows must be linearly independent; feature {bad} adds nothing to those before it"
+        )
+    # only the first one is sure: those after it were made orthogonal to an arbitrary vector
+    undefined = jnp.cumsum(dependent) > 0
+    q, r = jnp.where(undefined, jnp.nan, q), jnp.where(undefined, jnp.nan, r)
     signs = jnp.where(jnp.diag(r) < 0, -1, 1).astype(flat.dtype)
     lower, directions = (r.T * signs) * unit[:, None], (q * signs).T.reshape(chosen.shape)
     return lower.astype(rows.dtype), directions.astype(rows.dtype)
@@ -83,7 +85,7 @@ def effect(
 
     ``rows``: one gradient a feature, ``[n, *shape]``. Returns m ``[n]``; half precision is computed
     in float32. Raises ValueError when k is among its parents, and when its gradient depends
-    linearly on theirs.
+    linearly on theirs, or theirs on each other; NaN where values are traced.
     """
     rows = _check.as_float("rows", rows)
     if rows.ndim < 2:

@@ -3,6 +3,7 @@ r"""A flow that can be intervened on: one conditional flow a feature, given the 
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -344,6 +345,7 @@ class CausalFlow(_Model):
             }
         arrays = _named(self.nodes)
         facts["sha256"] = _weights.digest(arrays)
+        facts["header"] = _digest(facts)
         _files.write(path, _weights.serialise(arrays, {"cdelta.CausalFlow": json.dumps(facts)}))
 
     @classmethod
@@ -366,8 +368,11 @@ class CausalFlow(_Model):
                     f"{path} has format {facts['format']!r}; this version reads {_FORMAT} and "
                     f"{_FORMAT_NAMED}"
                 )
-            # earlier versions wrote no checksum
-            if facts.get("sha256", found := _weights.digest(weights)) != found:
+            # earlier versions wrote no checksums
+            header = facts.pop("header", None)
+            if facts.get("sha256", found := _weights.digest(weights)) != found or (
+                header not in (None, _digest(facts))
+            ):
                 raise OSError(f"{path} is damaged: its checksum is another")
             names, (width, layers, steps) = facts["names"], facts["sizes"]
             own, nodes = [], {}
@@ -483,9 +488,11 @@ class CausalFlow(_Model):
         self._need_fit()
         x, many = _nodes.sample("x", x, self.layout)
         self._refuse_own_equations()
-        for k in self.changes:
-            self._refuse_disagreement(k, x[self.names[k]])
+        possible = [self._agrees(k, x[self.names[k]], many) for k in self.changes]
         noise, slopes = (_named_abducted if many else _named_abduct)(self, _widened(x), density)
+        noise, slopes = (
+            {name: _where(possible, a) for name, a in part.items()} for part in (noise, slopes)
+        )
         return _as_given(noise, x), slopes, many
 
     def _named_log_prob(self, x: Any) -> Array:
@@ -540,11 +547,10 @@ class CausalFlow(_Model):
             )
         _check.finite("x", x)
         self._refuse_own_equations()
-        for k in self.changes:
-            self._refuse_disagreement(k, x[..., k])
+        possible = [self._agrees(k, x[..., k], x.ndim == 2) for k in self.changes]
         wide = x.astype(working(x.dtype))
         found = _abducted(self, wide) if x.ndim == 2 else _abduct(self, wide)
-        return tuple(part.astype(x.dtype) for part in found)
+        return tuple(_where(possible, part.astype(x.dtype)) for part in found)
 
     def _refuse_own_equations(self) -> None:
         own = [k for k, change in self.changes.items() if self._own(change)]
@@ -554,17 +560,20 @@ class CausalFlow(_Model):
                 "model that has not been intervened on"
             )
 
-    def _refuse_disagreement(self, k: int, x: Array) -> None:
+    def _agrees(self, k: int, x: Array, many: bool) -> Array:
+        """Whether samples have the value that was set; what is known not to is refused."""
         fixed = self._fixed(k)
-        if fixed is not None and _check.concrete(x, fixed):
-            value, seen = np.asarray(fixed), np.asarray(x)
-            near = float(jnp.finfo(x.dtype).eps) ** 0.5 if seen.dtype.kind == "f" else 0
-            if (np.abs(seen - value) > near * np.abs(value)).any():
-                shown = value.item() if value.ndim == 0 else f"an array {value.shape}"
-                raise ValueError(
-                    "x must agree with the values that interventions have set, feature "
-                    f"{k} with {shown}"
-                )
+        if fixed is None:
+            return jnp.array(True)
+        near = float(jnp.finfo(x.dtype).eps) ** 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else 0
+        agrees = jnp.abs(x - fixed) <= near * jnp.abs(fixed)
+        if _check.concrete(agrees) and not agrees.all():
+            shown = fixed.item() if fixed.ndim == 0 else f"an array {fixed.shape}"
+            raise ValueError(
+                "x must agree with the values that interventions have set, feature "
+                f"{k} with {shown}"
+            )
+        return agrees.reshape(len(x), -1).all(1) if many else agrees.all()
 
     def _own(self, change: Any) -> bool:
         return callable(change) and not isinstance(change, Shift)
@@ -667,6 +676,15 @@ def _abduct(flow: CausalFlow, x: Float[Array, " n"]) -> tuple[Array, Array]:
     return jnp.where(free, noise, 0), jnp.where(free, log_slopes, 0)
 
 
+def _where(possible: Sequence[Array], array: Array) -> Array:
+    """NaN in the place of what belongs to samples that no intervention could have made."""
+    if not possible or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    all_of_them = functools.reduce(jnp.logical_and, possible)
+    extra = array.ndim - all_of_them.ndim
+    return jnp.where(all_of_them.reshape(all_of_them.shape + (1,) * extra), array, jnp.nan)
+
+
 def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
     return jnp.asarray(equation(x, e)) + amount.astype(e.dtype)
 
@@ -675,6 +693,10 @@ def _shifted(equation: Equation, amount: Array, x: Mapping, e: Array) -> Array:
 
 
 # ---------------------------------------------------------------------------------------- the file
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _named(nodes: Nodes | Pieces) -> dict[str, np.ndarray]:

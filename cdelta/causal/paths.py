@@ -40,15 +40,20 @@ def follow(
     ``f`` maps a latent to features ``[n]``. The equation is solved adaptively (Tsitouras 5) to
     ``rtol`` (by default 1e-7 in double, 1e-4 in single precision). Raises ValueError when k is not
     in ``order``, and when the value cannot be reached: the feature has stopped to move along its
-    direction, or ``max_steps`` were not enough. Where values are traced (``jit``, ``vmap``), NaN
-    stands for such a latent.
+    direction, or ``max_steps`` were not enough. A value counts as reached within a hundred times
+    ``rtol`` of the way. Where values are traced (``jit``, ``vmap``), NaN stands for such a latent.
     """
     f, x0, n = _looked_at(f, x0)
     order = _check.indices("order", order, n)
     k = _check.index("k", k, n)
     if k not in order:
         raise ValueError(f"order must hold the feature k = {k}, got {order}")
-    return _walked(f, x0, (k,), jnp.asarray([to]), order[: order.index(k) + 1], rtol, max_steps)
+    held = order[: order.index(k) + 1]
+    if len(held) > x0.size:
+        raise ValueError(
+            f"order up to k must not outnumber the latent's dimensions {x0.size}, got {len(held)}"
+        )
+    return _walked(f, x0, (k,), _aim("to", to)[None], held, rtol, max_steps)
 
 
 def steer(
@@ -68,17 +73,21 @@ def steer(
     for s in [0, 1].
 
     The features asked for move on straight lines to their values; to first order nothing else is
-    pushed. Values that they have already move nothing.
+    pushed. Where all have their values already nothing moves.
 
-    Otherwise as :func:`follow`. Raises ValueError when no feature is named, and when the values
-    cannot be reached together.
+    Otherwise as :func:`follow`. Raises ValueError when no feature is named or more than the latent
+    has dimensions, and when the values cannot be reached together.
     """
     f, x0, n = _looked_at(f, x0)
     if not targets:
         raise ValueError("targets must name at least one feature, got none")
     features = _check.indices("targets", list(targets), n)
-    return _walked(f, x0, features, jnp.stack([*map(jnp.asarray, targets.values())]), None, rtol,
-                   max_steps)  # fmt: skip
+    if len(features) > x0.size:
+        raise ValueError(
+            f"targets must not outnumber the latent's dimensions {x0.size}, got {len(features)}"
+        )
+    to = jnp.stack([_aim(f"targets[{k}]", value) for k, value in targets.items()])
+    return _walked(f, x0, features, to, None, rtol, max_steps)
 
 
 def lift(rows: Float[Array, " k *shape"], change: Float[Array, " k"]) -> Float[Array, " *shape"]:
@@ -87,6 +96,13 @@ def lift(rows: Float[Array, " k *shape"], change: Float[Array, " k"]) -> Float[A
     basis, triangle = jnp.linalg.qr(rows.reshape(len(rows), -1).T)  # J⁺ = q r⁻ᵀ
     step = basis @ jax.scipy.linalg.solve_triangular(triangle, change, trans="T")
     return step.reshape(rows.shape[1:])
+
+
+def _aim(name: str, value: ArrayLike) -> Array:
+    value = _check.as_float(name, value)
+    _check.shape(name, value, ())
+    _check.finite(name, value)
+    return value
 
 
 def _looked_at(f: Callable, x0: ArrayLike) -> tuple[Callable, Array, int]:
@@ -105,8 +121,6 @@ def _walked(
     rtol: float | None,
     max_steps: int,
 ) -> Array:
-    if to.shape != (len(features),):
-        raise ValueError(f"each value must be a scalar, got shapes {to.shape[1:]}")
     dtype = working(x0.dtype)
     rtol = (1e-4 if dtype == jnp.float32 else 1e-7) if rtol is None else float(rtol)
     max_steps = _check.count("max_steps", max_steps)
@@ -162,7 +176,12 @@ def _walk(
     # a path can jump over what it cannot pass: it counts by where it ends. The solver's error in
     # the latent is rtol (1 + |x|) a number; what that makes of a feature is in the feature's unit
     latent = jnp.linalg.norm((rows * (1 + jnp.abs(x))).reshape(len(features), -1), axis=1)
-    scale = jnp.abs(change) + jnp.abs(to) + latent
-    arrived = (jnp.abs(values - to) <= 100 * rtol * scale).all()
+    scale = jnp.abs(change) + latent
+    # the feature itself is rounded, by its size: where its zero lies decides nothing else
+    rounding = jnp.finfo(x0.dtype).eps * (jnp.abs(to) + jnp.abs(start))
+    arrived = (jnp.abs(values - to) <= 100 * (rtol * scale + rounding)).all()
     fine = arrived & (solution.result == diffrax.RESULTS.successful)
+    still = (change == 0).all()  # also where gradients vanish
+    x, values = jnp.where(still, x0, x), jnp.where(still, start, values)
+    fine |= still
     return jnp.where(fine, x, jnp.nan), jnp.where(fine, values, jnp.nan)

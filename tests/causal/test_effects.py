@@ -102,6 +102,22 @@ def test_rows_that_depend_on_others_up_to_rounding_are_refused():
     assert 1e-11 < lower[2, 2] < 1e-9
 
 
+def test_where_rows_are_traced_nan_stands_for_one_that_depends_on_others():
+    """And for those after it, which are orthogonal to an arbitrary vector; not for those before."""
+    rows = np.array([[1.0, 2, 0, 0], [0, 1, 1, 0], [1, 3, 1, 0], [0, 0, 1, 1]])
+    for lower, frame in (
+        jax.jit(lambda rows: causal.local_effects(rows, range(4)))(rows),
+        [part[0] for part in jax.vmap(lambda r: causal.local_effects(r, range(4)))(rows[None])],
+    ):
+        np.testing.assert_allclose(lower[:2, :2] @ frame[:2], rows[:2], atol=1e-12)
+        assert np.isnan(frame[2:]).all() and np.isfinite(frame[:2]).all()
+        assert np.isnan(np.diag(lower)[2:]).all() and np.isfinite(lower[:2, :2]).all()
+    saturated = np.array([[0.0, 0, 0], [1, 1, 0], [1, 0, 0]])
+    assert np.isnan(jax.jit(lambda rows: causal.effect(rows, 1, [0]))(saturated)).all()
+    alone = jax.jit(lambda rows: causal.effect(rows, 1))(saturated)
+    np.testing.assert_allclose(alone, [0, 1, 0.5], atol=1e-12)
+
+
 def test_rows_refused_are_named_by_their_feature(unchecked):
     """Not by their place in the order."""
     rows = [[1.0, 0, 0], [2, 0, 0], [0, 1, 0]]

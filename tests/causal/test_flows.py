@@ -222,6 +222,23 @@ def test_what_was_set_has_no_noise_and_no_density(flow, samples):
         fixed.noises(samples[:3])
 
 
+def test_of_traced_samples_nan_stands_for_those_that_no_intervention_made(flow):
+    fixed = flow.do({"x": 2.0})
+    seen = np.array(fixed.sample(jax.random.key(4), 3))
+    seen[1, 0] = 2.5
+    for found in (
+        jax.jit(fixed.log_prob)(seen)[:, None],
+        jax.vmap(fixed.log_prob)(seen)[:, None],
+        jax.vmap(fixed.noises)(seen),
+    ):
+        assert np.isnan(np.asarray(found)[1]).all() and np.isfinite(np.asarray(found)[::2]).all()
+    good = seen[::2]
+    np.testing.assert_allclose(jax.vmap(fixed.log_prob)(good), fixed.log_prob(good), rtol=1e-5)
+    values = jnp.array([1.0, 2.0])
+    found = jax.vmap(lambda value: flow.do("x", value).log_prob(good[0]))(values)
+    assert np.isnan(found[0]) and np.isclose(found[1], fixed.log_prob(good[0]))
+
+
 def test_a_value_that_was_set_may_have_been_rounded(flow):
     """A tenth in double is none in single; a hundredth more is another value."""
     fixed = flow.do({"x": 0.1})
@@ -360,7 +377,7 @@ def test_a_saved_flow_comes_back_and_a_damaged_one_does_not(flow, samples, tmp_p
     spoilt, turned = (np.frombuffer(whole[8 + size :], np.float32).copy() for _ in range(2))
     spoilt[0], turned[-1] = np.nan, turned[-1] + 1
     earlier = json.loads(header["__metadata__"]["cdelta.CausalFlow"])
-    del earlier["sha256"]  # which earlier versions did not write
+    del earlier["sha256"], earlier["header"]  # which earlier versions did not write
     path.write_bytes(with_all(earlier, whole[8 + size :]))
     close(CausalFlow.load(path).noises(samples[:9]), flow.noises(samples[:9]), 0)
     for content, message in (
@@ -368,9 +385,12 @@ def test_a_saved_flow_comes_back_and_a_damaged_one_does_not(flow, samples, tmp_p
         (b"", "damaged"),
         (whole[:8] + b"x" + whole[9:], "damaged"),
         (with_facts(format=99), "format 99"),
+        (with_facts(names=list(flow.names[::-1])), "damaged: its checksum"),
+        (with_facts(graph=np.zeros((3, 3), int).tolist()), "damaged: its checksum"),
         (with_facts(graph=[[0, 1], [1, 0]]), "damaged"),
         (with_facts(graph=[[0]], names=["x"]), "damaged"),
-        (with_facts(sizes=[9, 2, 24]), "not those of its graph"),
+        (with_facts(sizes=[9, 2, 24]), "damaged: its checksum"),
+        (with_all({**earlier, "sizes": [9, 2, 24]}, whole[8 + size :]), "not those of its graph"),
         (whole[: 8 + size] + spoilt.tobytes(), "checksum"),
         (whole[: 8 + size] + turned.tobytes(), "checksum"),
         (with_all(earlier, spoilt.tobytes()), "finite"),

@@ -125,6 +125,46 @@ def test_a_path_counts_by_where_it_ends():
         causal.steer(f, jnp.zeros(2), {0: 3.0})
 
 
+@pytest.mark.parametrize("offset", [0.0, 300.0, -1e4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_where_a_path_ends_does_not_hang_on_where_zero_is(offset, dtype):
+    def jumps(x):
+        return jnp.stack([offset + x[0] + jnp.where(x[0] > 1, 2.0, 0.0), x[1]])
+
+    x = np.array([0.0, 0.3], dtype)
+    for way in (
+        lambda to: causal.steer(jumps, x, {0: offset + to}),
+        lambda to: causal.follow(jumps, x, 0, [1, 0], offset + to),
+    ):
+        np.testing.assert_allclose(way(0.5), [0.5, 0.3], rtol=0, atol=2e-3)
+        with pytest.raises(ValueError, match="cannot be brought to"):
+            way(1.5)
+
+
+def test_where_all_values_are_there_already_no_gradient_is_asked():
+    def saturated(x):
+        return jnp.stack([jax.nn.relu(x[0]), x[1]])
+
+    x = np.array([-1.0, 0.2])
+    np.testing.assert_array_equal(causal.steer(saturated, x, {0: 0.0, 1: 0.2}), x)
+    np.testing.assert_array_equal(causal.follow(saturated, x, 0, [0], 0.0), x)
+    with pytest.raises(ValueError, match="cannot be brought to"):
+        causal.steer(saturated, x, {0: 0.1, 1: 0.2})
+
+
+def test_a_cause_that_is_saturated_leaves_no_direction():
+    """Held features have no gradient to leave out: what a direction does to them is not told."""
+
+    def f(x):
+        return jnp.stack([jax.nn.relu(x[1]), x[0] + x[1], x[0]])
+
+    with pytest.raises(ValueError, match="cannot be brought to"):
+        causal.follow(f, np.array([0.0, -1.0]), 1, [0, 1], 1.0)
+    np.testing.assert_allclose(
+        causal.follow(f, np.array([0.0, 1.0]), 1, [0, 1], 2.0), [1, 1], rtol=0, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e9])
 def test_where_a_path_ends_is_judged_in_the_features_unit(unit):
     def jumps(x):
@@ -150,7 +190,13 @@ def test_where_a_path_ends_is_judged_in_the_features_unit(unit):
     [
         (lambda: causal.steer(bounded, jnp.zeros(2), {}), "targets must name"),
         (lambda: causal.steer(bounded, jnp.zeros(2), {2: 0.5}), "targets must be different"),
-        (lambda: causal.steer(bounded, jnp.zeros(2), {0: jnp.ones(1)}), "each value must be"),
+        (
+            lambda: causal.steer(bounded, jnp.zeros(2), {0: jnp.ones(1)}),
+            r"targets\[0\] must have shape",
+        ),
+        (lambda: causal.steer(bounded, jnp.zeros(1), {0: 0.1, 1: 0.1}), "targets must not outnum"),
+        (lambda: causal.follow(bounded, jnp.zeros(1), 1, [0, 1], 0.5), "order up to k must not"),
+        (lambda: causal.follow(bounded, jnp.zeros(2), 0, [0], np.nan), "to must be finite"),
         (lambda: causal.follow(bounded, jnp.zeros(2), 1, [0], 0.5), "order must hold the feature"),
         (lambda: causal.follow(bounded, jnp.zeros(2) / 0, 0, [0], 0.5), "x0 must"),
         (lambda: causal.follow(jnp.sum, jnp.zeros(2), 0, [0], 0.5), "f must return a vector"),
