@@ -31,7 +31,7 @@
 
   // formulas are broken by meaning, or set a little smaller: none scrolls
   for (const formula of article.querySelectorAll("mjx-container"))
-    if (shown(formula) && formula.scrollWidth - formula.clientWidth > 1)
+    if (shown(formula) && (formula.matches("[display]") || scrolls(formula)) && formula.scrollWidth - formula.clientWidth > 1)
       say("wide formula", `by ${formula.scrollWidth - formula.clientWidth} px: ${formula.closest("section, div.proof")?.id} ${formula.parentElement.id}`);
 
   for (const box of article.querySelectorAll("*")) {
