@@ -344,11 +344,13 @@ def test_a_saved_flow_comes_back_bit_for_bit(flow, mixture, samples, tmp_path):
     facts = json.loads(header["__metadata__"]["cdelta.CausalFlow"])
     assert facts["format"] == 2 and facts["labels"] == {"k": 3}
     facts["labels"] = {"k": 4}
-    header["__metadata__"]["cdelta.CausalFlow"] = json.dumps(facts)
-    new = json.dumps(header).encode()
-    path.write_bytes(len(new).to_bytes(8, "little") + new + whole[8 + size :])
-    with pytest.raises(OSError, match="not those of its graph"):
-        CausalFlow.load(path)
+    earlier = {name: fact for name, fact in facts.items() if name != "header"}  # had no checksum
+    for told, message in ((facts, "its checksum"), (earlier, "not those of its graph")):
+        header["__metadata__"]["cdelta.CausalFlow"] = json.dumps(told)
+        new = json.dumps(header).encode()
+        path.write_bytes(len(new).to_bytes(8, "little") + new + whole[8 + size :])
+        with pytest.raises(OSError, match=message):
+            CausalFlow.load(path)
 
 
 def test_equations_sweeps_and_precision(flow, mixture):
