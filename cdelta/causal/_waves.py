@@ -169,9 +169,9 @@ class Sums:
             ),
         )
 
-    def velocities(self, ridge: Float[np.ndarray, " d"]) -> tuple[WaveVelocity, list[WaveVelocity]]:
+    def velocities(self) -> tuple[WaveVelocity, list[WaveVelocity]]:
         """From all samples, and from all but each of the groups, with a ridge a feature."""
-        groups = np.arange(len(self.counts))
+        ridge, groups = self._ridge(), np.arange(len(self.counts))
         normal = self._normal(groups >= 0)
         solver = _Solver(normal)
         weights = solver(normal.right, ridge)
@@ -188,7 +188,7 @@ class Sums:
         constant = normal.mean - self.t * linear @ normal.mean - normal.waves @ weights
         return WaveVelocity(constant, linear, weights, *self.waves)
 
-    def ridge(self) -> Float[np.ndarray, " d"]:
+    def _ridge(self) -> Float[np.ndarray, " d"]:
         """A feature's ridge: the largest that on groups held out loses no more than the best one
         by a standard error of the difference. The best itself bends straight features by chance."""
         groups = np.arange(len(self.counts))

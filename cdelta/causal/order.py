@@ -262,7 +262,7 @@ class _Fitted(NamedTuple):
             slopes, jacobian = velocity.slopes(falls)
             return _spread(_curvatures(slopes, sums.t)), _coupling(jacobian, sums.t)
 
-        velocity, others = sums.velocities(sums.ridge())
+        velocity, others = sums.velocities()
         scores, coupling = looked_at(velocity, falls)
         without = [looked_at(other, falls[group != g]) for g, other in enumerate(others)]
         errors = [_jackknife(part) for part in zip(*without, strict=True)]

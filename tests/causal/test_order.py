@@ -203,8 +203,8 @@ def test_a_marginal_is_the_fit_of_its_features_alone():
 def test_without_a_group_it_is_fitted_again():
     x = order._standard(sine(800))
     sums = _waves.Sums.of(x, _waves.draw_waves(np.random.default_rng(0), 2, 60), 0.9, 8)
-    ridge = sums.ridge()
-    _, without = sums.velocities(ridge)
+    ridge = sums._ridge()
+    _, without = sums.velocities()
     for group in (0, 5):
         normal = sums._normal(np.arange(8) != group)
         weights = _waves._Solver(normal)(normal.right, ridge)
@@ -215,7 +215,7 @@ def test_without_a_group_it_is_fitted_again():
 def test_slopes_are_those_of_the_velocity_and_of_leaf_scores():
     x = order._standard(sine(800))
     sums = _waves.Sums.of(x, _waves.draw_waves(np.random.default_rng(0), 2, 60), 0.9, 8)
-    velocity, _ = sums.velocities(sums.ridge())
+    velocity, _ = sums.velocities()
     falls = -np.sin(x @ velocity.frequencies.T + velocity.phases)
     diagonal, mean = velocity.slopes(falls)
     jacobians = jax.vmap(jax.jacfwd(lambda x: velocity(0.9, x)))(jnp.asarray(x))
@@ -232,7 +232,7 @@ def test_the_fit_is_near_the_exact_velocity():
     centre, scale = x.mean(0), x.std(0)
     drawn = _waves.draw_waves(np.random.default_rng(0), 2, 240)
     sums = _waves.Sums.of((x - centre) / scale, drawn, 0.9, 8)
-    velocity, _ = sums.velocities(sums.ridge())
+    velocity, _ = sums.velocities()
     scores, _ = causal.leaf_scores(velocity, noisy((x - centre) / scale, 0.9), 0.9)
     exact, _ = causal.leaf_scores(exact_velocity, noisy(x, 0.9), 0.9)
     assert abs(scores[0] / exact[0] - 1) < 0.1
